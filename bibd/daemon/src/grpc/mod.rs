@@ -1,0 +1,10 @@
+//! The gRPC edge: listeners, the interceptor stack, and one file per service that does four things: who, parse, call,
+//! convert. Only this folder names `tonic::Status`. It never contains a rule of the domain.
+
+pub mod call;
+pub mod error;
+pub mod peer;
+pub mod stack;
+
+pub use call::{Arrival, arrival_of, call_of, metadata_of};
+pub use peer::Peer;

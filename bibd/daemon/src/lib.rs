@@ -1,0 +1,13 @@
+//! The daemon: configuration, composition root, use cases and the gRPC edge.
+//!
+//! Start reading at [`app`], which builds everything in order and hands it down; a call then goes
+//! [`grpc::listen`] -> [`grpc::stack`] -> `grpc/<service>.rs` -> `services/<service>.rs` -> catalog, blobs, audit.
+//! Nothing here contains SQL, and only [`grpc`] names `tonic::Status`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod actor;
+pub mod clock;
+pub mod errors;
+pub mod grpc;
+pub mod services;

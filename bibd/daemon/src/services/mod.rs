@@ -1,0 +1,8 @@
+//! The use cases, one file each. A use case takes a [`crate::actor::Call`] first, decides by `bib_core::access`, does
+//! its work in one transaction together with its audit entry, and returns domain types or a [`ServiceError`].
+//!
+//! Nothing here names tonic or contains SQL.
+
+pub mod error;
+
+pub use error::ServiceError;
