@@ -1,1 +1,35 @@
-//! Sketch.
+//! The managed PostgreSQL: find it, create it, harden it, run it, give it roles, and check it against the list.
+//!
+//! This room owns one PostgreSQL server, its files, its roles and their passwords. It never touches the catalog's
+//! tables (their grants are made by migrations, which it only lets in), never takes a connection string from
+//! outside, and never lets a password reach an argument list, an environment, a log or an error: what leaves this
+//! process is a SCRAM verifier. The daemon decides when things happen; this room decides how.
+//!
+//! Start reading at [`provisioner`] (the trait), then [`process`] (the first of three provisioners), [`database`]
+//! (roles, logins, the migrations' door) and [`checklist`] (`bib admin db audit`).
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod database;
+mod ensure;
+pub mod error;
+pub mod process;
+pub mod provisioner;
+pub mod random;
+pub mod role;
+mod scram;
+pub mod secrets;
+pub mod settings;
+pub mod superuser;
+pub mod version;
+
+pub use database::Database;
+pub use error::Error;
+pub use process::ProcessPostgres;
+pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop};
+pub use random::Randomness;
+pub use role::{GroupRole, Letter, Login};
+pub use secrets::{SecretStore, SecretStoreError};
+pub use settings::{Limits, RunAs, Settings};
+pub use superuser::{Act, PrivilegedObserver};
+pub use version::Version;

@@ -1,0 +1,136 @@
+//! The database `bib` on a managed server: its roles, their logins, and the door for migrations.
+//!
+//! Owns the roles and their passwords. Does not own the tables: migrations make them, as [`MIGRATE`] with
+//! `SET ROLE bibd_owner`, and grant on them. Start reading at [`Database::ensure_roles`].
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use secrecy::ExposeSecret as _;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::error::Error;
+use crate::provisioner::ManagedPostgres;
+use crate::random::Randomness;
+use crate::role::{DATABASE, GroupRole, Login, MIGRATE};
+use crate::secrets::{DbSecrets, SecretStore};
+use crate::superuser::{Act, PrivilegedObserver, Superuser, silent};
+use crate::{ensure, scram};
+
+/// The database of a running [`ManagedPostgres`].
+#[derive(Clone)]
+pub struct Database {
+    server: Arc<dyn ManagedPostgres>,
+    secrets: Arc<dyn SecretStore>,
+    superuser: Superuser,
+    random: Randomness,
+}
+
+impl Database {
+    /// The database on `server`, with passwords from `secrets`. Connects to nothing yet.
+    pub fn new(
+        server: Arc<dyn ManagedPostgres>,
+        secrets: Arc<dyn SecretStore>,
+        observer: Arc<dyn PrivilegedObserver>,
+        random: Randomness,
+    ) -> Self {
+        let superuser = Superuser::new(server.clone(), secrets.clone(), observer);
+        Self { server, secrets, superuser, random }
+    }
+
+    /// Creates or repairs the database, the roles, their logins, settings, limits and memberships, and takes from
+    /// PUBLIC what it should not have. Idempotent; also closes a migration's login that a crash left open.
+    /// At most ten seconds of superuser for each of the two databases it touches.
+    ///
+    /// # Errors
+    /// [`Error::SecretsMissing`], [`Error::OtherCluster`], [`Error::Sql`] and others.
+    pub async fn ensure_roles(&self) -> Result<(), Error> {
+        let version = self.server.version().await?;
+        let secrets = {
+            let mut secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+            // Durable before the server hears of it, so that a crash in between loses no password.
+            if secrets.complete(&self.random) {
+                secrets.write(self.secrets.as_ref())?;
+            }
+            secrets
+        };
+        let random = self.random.clone();
+        let logins = ensure::LoginPlan::new(&secrets)?;
+        self.superuser
+            .act(Act::EnsureRoles, "postgres", move |connection| {
+                async move { ensure::cluster(connection, version, &logins, &random).await }.boxed()
+            })
+            .await?;
+        self.superuser.act(Act::EnsureRoles, DATABASE, move |connection| ensure::database(connection).boxed()).await
+    }
+
+    /// The login in use of `group`, its password unsealed now.
+    ///
+    /// # Errors
+    /// [`Error::SecretsMissing`], [`Error::SecretStore`] and others of the document.
+    pub fn login(&self, group: GroupRole) -> Result<Login, Error> {
+        let secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+        login_of(&secrets, group)
+    }
+
+    /// Connection options of [`login`](Self::login). They print the password under `Debug`: never print them.
+    ///
+    /// # Errors
+    /// As [`login`](Self::login).
+    pub fn connect_options(&self, group: GroupRole) -> Result<PgConnectOptions, Error> {
+        Ok(self.server.connect_options(&self.login(group)?))
+    }
+
+    /// Opens the migrations' login with a password made for this one time, runs `migrate` with its connection
+    /// options, and closes it again: also when `migrate` fails or panics. Should the process die in between, the
+    /// login expires within an hour and [`ensure_roles`](Self::ensure_roles) closes it at the next start; the same
+    /// holds when this future is dropped.
+    ///
+    /// Migrations must `SET ROLE bibd_owner`: the login itself owns and may nothing.
+    ///
+    /// # Errors
+    /// The outer error is ours, the inner one is `migrate`'s.
+    pub async fn with_migration_login<T, E, F, Fut>(&self, migrate: F) -> Result<Result<T, E>, Error>
+    where
+        F: FnOnce(PgConnectOptions) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let password = self.random.password();
+        let verifier = scram::verifier(&password, &self.random);
+        let opened = self
+            .superuser
+            .act(Act::OpenMigration, DATABASE, move |connection| {
+                async move { ensure::open_migration(connection, verifier.expose_secret()).await }.boxed()
+            })
+            .await;
+        let outcome = match opened {
+            Ok(()) => {
+                let login = Login { user: MIGRATE.to_owned(), database: DATABASE.to_owned(), password };
+                let options = silent(self.server.connect_options(&login));
+                Ok(AssertUnwindSafe(migrate(options)).catch_unwind().await)
+            }
+            Err(error) => Err(error),
+        };
+        // Also after a failure to open: it may have been opened before the failure was seen.
+        let closed = self
+            .superuser
+            .act(Act::CloseMigration, DATABASE, |connection| ensure::close_migration(connection).boxed())
+            .await;
+        match outcome? {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(result) => closed.map(|()| result),
+        }
+    }
+}
+
+/// The login in use of `group`.
+pub(crate) fn login_of(secrets: &DbSecrets, group: GroupRole) -> Result<Login, Error> {
+    let secret = secrets.role(group)?;
+    Ok(Login {
+        user: group.login_name(secret.active),
+        database: DATABASE.to_owned(),
+        password: secret.password.clone(),
+    })
+}

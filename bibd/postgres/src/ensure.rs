@@ -1,0 +1,286 @@
+//! Roles, settings and privileges as statements. Everything here runs as the superuser and is idempotent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Row as _};
+
+use crate::error::Error;
+use crate::random::Randomness;
+use crate::role::{ADMIN, CHECK_SCHEMA, DATABASE, GroupRole, Letter, MIGRATE, OWNER, RoleLimits, SCHEMA};
+use crate::scram;
+use crate::secrets::DbSecrets;
+use crate::version::Version;
+
+/// Connections of the migrations' login.
+pub(crate) const MIGRATE_CONNECTIONS: u32 = 2;
+
+/// Every login of every pair: the active one with its password, the idle one without.
+pub(crate) struct LoginPlan(Vec<(GroupRole, Letter, Option<SecretString>)>);
+
+impl LoginPlan {
+    /// From the sealed document.
+    pub(crate) fn new(secrets: &DbSecrets) -> Result<Self, Error> {
+        let mut plan = Vec::new();
+        for group in GroupRole::ALL {
+            let secret = secrets.role(group)?;
+            plan.push((group, secret.active, Some(secret.password.clone())));
+            plan.push((group, secret.active.other(), None));
+        }
+        Ok(Self(plan))
+    }
+}
+
+/// The settings that stand on a login, as `pg_db_role_setting` spells them.
+pub(crate) fn role_settings(limits: RoleLimits, version: Version) -> Vec<(&'static str, String)> {
+    let seconds = |s: u32| if s == 0 { "0".to_owned() } else { format!("{s}s") };
+    let mut settings = vec![
+        // `pg_temp` last and named: it is searched first otherwise.
+        ("search_path", format!("{SCHEMA}, pg_catalog, pg_temp")),
+        ("statement_timeout", seconds(limits.statement_s)),
+        ("lock_timeout", seconds(limits.lock_s)),
+        ("idle_in_transaction_session_timeout", seconds(limits.idle_in_transaction_s)),
+        ("temp_file_limit", format!("{}MB", limits.temp_mb)),
+    ];
+    if version.major >= 17 {
+        settings.push(("transaction_timeout", seconds(limits.transaction_s)));
+    }
+    settings
+}
+
+/// What a migration may cost: no statement timeout, for it may rewrite a table, but it waits for no lock for long.
+pub(crate) const MIGRATE_LIMITS: RoleLimits = RoleLimits {
+    connections: MIGRATE_CONNECTIONS,
+    statement_s: 0,
+    lock_s: 10,
+    idle_in_transaction_s: 600,
+    transaction_s: 0,
+    temp_mb: 16384,
+};
+
+/// Memberships, `(role, member)`: the golden list of the checklist's item 21. The pairs are members of their groups.
+pub(crate) fn memberships() -> BTreeSet<(String, String)> {
+    let mut all: BTreeSet<(String, String)> = GroupRole::ALL
+        .into_iter()
+        .flat_map(|group| Letter::ALL.map(|letter| (group.name().to_owned(), group.login_name(letter))))
+        .collect();
+    let fixed = [
+        (OWNER, MIGRATE),
+        // Server settings and statistics, without the scans and file listings of pg_monitor.
+        ("pg_read_all_settings", GroupRole::Monitor.name()),
+        ("pg_read_all_stats", GroupRole::Monitor.name()),
+        // The clean stop's checkpoint; the superuser is not used for it.
+        ("pg_checkpoint", GroupRole::Backup.name()),
+    ];
+    all.extend(fixed.map(|(role, member)| (role.to_owned(), member.to_owned())));
+    all
+}
+
+/// Roles and the database: what belongs to the whole cluster. Runs in `postgres`.
+pub(crate) async fn cluster(
+    connection: &mut PgConnection,
+    version: Version,
+    logins: &LoginPlan,
+    random: &Randomness,
+) -> Result<(), Error> {
+    const WHAT: &str = "create the roles";
+    let stored: BTreeMap<String, Option<String>> =
+        sqlx::query("SELECT rolname::text, rolpassword FROM pg_authid WHERE rolname LIKE 'bibd\\_%'")
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(Error::sql("list the roles"))?
+            .into_iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect();
+    let exists = |name: &str| stored.contains_key(name);
+    let mut sql = Script::default();
+
+    const NOTHING: &str = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS";
+    let role = |sql: &mut Script, name: &str, rest: &str| {
+        let verb = if exists(name) { "ALTER" } else { "CREATE" };
+        sql.add(format!("{verb} ROLE {name} WITH {NOTHING} {rest}"));
+    };
+    role(&mut sql, OWNER, "NOLOGIN NOREPLICATION INHERIT PASSWORD NULL CONNECTION LIMIT 0");
+    role(
+        &mut sql,
+        MIGRATE,
+        &format!("NOLOGIN NOREPLICATION NOINHERIT PASSWORD NULL CONNECTION LIMIT {MIGRATE_CONNECTIONS}"),
+    );
+    for group in GroupRole::ALL {
+        role(&mut sql, group.name(), "NOLOGIN NOREPLICATION INHERIT PASSWORD NULL CONNECTION LIMIT -1");
+    }
+    for (group, letter, password) in &logins.0 {
+        let name = group.login_name(*letter);
+        let limit = group.limits().connections;
+        let replication = if *group == GroupRole::Backup { "REPLICATION" } else { "NOREPLICATION" };
+        let entry = match password {
+            None => "NOLOGIN PASSWORD NULL".to_owned(),
+            Some(password) => {
+                let known = stored.get(&name).and_then(Option::as_deref);
+                if known.is_some_and(|known| scram::matches(known, password)) {
+                    "LOGIN".to_owned()
+                } else {
+                    format!("LOGIN PASSWORD '{}'", scram::verifier(password, random).expose_secret())
+                }
+            }
+        };
+        role(
+            &mut sql,
+            &name,
+            &format!("{entry} {replication} INHERIT VALID UNTIL 'infinity' CONNECTION LIMIT {limit}"),
+        );
+        settings_of(&mut sql, &name, group.limits(), version);
+    }
+    settings_of(&mut sql, MIGRATE, MIGRATE_LIMITS, version);
+    for (role, member) in memberships() {
+        // From 16 on the inheritance of a membership is its own, whatever the member's attribute says.
+        let options = match (version.major >= 16, member.as_str()) {
+            (true, MIGRATE) => " WITH INHERIT FALSE, SET TRUE, ADMIN FALSE",
+            _ => "",
+        };
+        sql.add(format!("GRANT {role} TO {member}{options}"));
+    }
+    let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
+    sql.run(&mut transaction, WHAT).await?;
+    transaction.commit().await.map_err(Error::sql(WHAT))?;
+
+    // CREATE DATABASE cannot be part of a transaction; it is one step of its own, found done or not.
+    let found = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1")
+        .bind(DATABASE)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(Error::sql("look for the database"))?;
+    if found.is_none() {
+        let mut create = Script::default();
+        create.add(format!("CREATE DATABASE {DATABASE} OWNER {OWNER} TEMPLATE template0"));
+        create.run(connection, "create the database").await?;
+    }
+    let mut sql = Script::default();
+    for database in [DATABASE, "postgres", "template1"] {
+        sql.add(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
+    }
+    for name in GroupRole::ALL.map(GroupRole::name).into_iter().chain([MIGRATE]) {
+        sql.add(format!("GRANT CONNECT ON DATABASE {DATABASE} TO {name}"));
+    }
+    sql.run(connection, "close the databases to PUBLIC").await
+}
+
+fn settings_of(sql: &mut Script, login: &str, limits: RoleLimits, version: Version) {
+    for (name, value) in role_settings(limits, version) {
+        // A list of schemas must not be quoted as one name.
+        let value = if name == "search_path" { value } else { format!("'{value}'") };
+        sql.add(format!("ALTER ROLE {login} SET {name} = {value}"));
+    }
+}
+
+/// Privileges and the checking functions: what belongs to the database `bib`. Runs in it.
+pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error> {
+    const WHAT: &str = "set the privileges of the database";
+    let mut sql = Script::default();
+    sql.add(format!("ALTER DATABASE {DATABASE} OWNER TO {OWNER}"));
+    // Nothing of ours is in `public`; RESTRICT refuses to drop what somebody put there.
+    sql.add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    for creator in [OWNER, MIGRATE, ADMIN] {
+        sql.add(format!("ALTER DEFAULT PRIVILEGES FOR ROLE {creator} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"));
+        sql.add(format!("ALTER DEFAULT PRIVILEGES FOR ROLE {creator} REVOKE USAGE ON TYPES FROM PUBLIC"));
+    }
+    let monitor = GroupRole::Monitor.name();
+    sql.add(format!("CREATE SCHEMA IF NOT EXISTS {CHECK_SCHEMA} AUTHORIZATION {ADMIN}"));
+    sql.add(format!("REVOKE ALL ON SCHEMA {CHECK_SCHEMA} FROM PUBLIC"));
+    sql.add(format!("GRANT USAGE ON SCHEMA {CHECK_SCHEMA} TO {monitor}"));
+    // Counts only: what bibd_monitor learns about passwords is how many are of which kind.
+    sql.add(format!(
+        "CREATE OR REPLACE FUNCTION {CHECK_SCHEMA}.passwords(
+             OUT md5 bigint, OUT other bigint, OUT weakest bigint, OUT missing bigint)
+         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+         AS $$
+             SELECT count(*) FILTER (WHERE rolpassword LIKE 'md5%'),
+                    count(*) FILTER (WHERE rolpassword NOT LIKE 'SCRAM-SHA-256$%'),
+                    coalesce(min(CASE WHEN rolpassword LIKE 'SCRAM-SHA-256$%'
+                                      THEN split_part(split_part(rolpassword, '$', 2), ':', 1)::bigint END), 0),
+                    count(*) FILTER (WHERE rolpassword IS NULL AND rolcanlogin)
+             FROM pg_authid
+         $$"
+    ));
+    sql.add(format!(
+        "CREATE OR REPLACE FUNCTION {CHECK_SCHEMA}.file_settings(
+             OUT errors bigint, OUT foreign_settings bigint)
+         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+         AS $$
+             SELECT count(*) FILTER (WHERE error IS NOT NULL),
+                    count(*) FILTER (WHERE sourcefile <> current_setting('config_file'))
+             FROM pg_file_settings
+         $$"
+    ));
+    for function in ["passwords", "file_settings"] {
+        sql.add(format!("REVOKE ALL ON FUNCTION {CHECK_SCHEMA}.{function}() FROM PUBLIC"));
+        sql.add(format!("GRANT EXECUTE ON FUNCTION {CHECK_SCHEMA}.{function}() TO {monitor}"));
+    }
+    sql.add(format!("GRANT SELECT ON pg_hba_file_rules TO {monitor}"));
+    sql.add(format!("GRANT EXECUTE ON FUNCTION pg_hba_file_rules() TO {monitor}"));
+    let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
+    sql.run(&mut transaction, WHAT).await?;
+    transaction.commit().await.map_err(Error::sql(WHAT))?;
+    drop_public(connection).await
+}
+
+/// Drops the schema `public` when nothing is in it. Kept, closed, when somebody put something there.
+async fn drop_public(connection: &mut PgConnection) -> Result<(), Error> {
+    let mut sql = Script::default();
+    sql.add("DROP SCHEMA IF EXISTS public RESTRICT");
+    match sql.run(connection, "drop the schema public").await {
+        Err(Error::Sql { source, .. })
+            if source.as_database_error().is_some_and(|e| e.code().as_deref() == Some("2BP01")) =>
+        {
+            tracing::warn!("the schema public of the database is not empty; it stays, closed to everybody");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Lets the migrations in, for an hour at most.
+pub(crate) async fn open_migration(connection: &mut PgConnection, verifier: &str) -> Result<(), Error> {
+    const WHAT: &str = "open the migrations' login";
+    // The server's own clock decides when it expires, as it will when it is asked.
+    let until: String = sqlx::query_scalar("SELECT (now() + interval '1 hour')::text")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(Error::sql(WHAT))?;
+    let mut sql = Script::default();
+    sql.add(format!("ALTER ROLE {MIGRATE} LOGIN PASSWORD '{verifier}' VALID UNTIL '{until}'"));
+    sql.run(connection, WHAT).await
+}
+
+/// Shuts the migrations out and ends what they left running.
+pub(crate) async fn close_migration(connection: &mut PgConnection) -> Result<(), Error> {
+    const WHAT: &str = "close the migrations' login";
+    let mut sql = Script::default();
+    sql.add(format!("ALTER ROLE {MIGRATE} NOLOGIN PASSWORD NULL"));
+    sql.run(connection, WHAT).await?;
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1")
+        .bind(MIGRATE)
+        .execute(connection)
+        .await
+        .map_err(Error::sql(WHAT))?;
+    Ok(())
+}
+
+/// Statements to run in order. Built from constants of this crate, numbers and verifiers: never from outside.
+#[derive(Default)]
+struct Script(String);
+
+impl Script {
+    fn add(&mut self, statement: impl AsRef<str>) {
+        self.0.push_str(statement.as_ref());
+        self.0.push_str(";\n");
+    }
+
+    async fn run(self, connection: &mut PgConnection, what: &'static str) -> Result<(), Error> {
+        // The text holds verifiers: wiped afterwards by whoever holds it last, which is us.
+        let text = zeroize::Zeroizing::new(self.0);
+        sqlx::raw_sql(AssertSqlSafe(text.as_str())).execute(connection).await.map_err(Error::sql(what))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! Everything that can go wrong with the managed PostgreSQL, and what a person can do about it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::secrets::SecretStoreError;
+use crate::version::{NEWEST_MAJOR, OLDEST_MAJOR, Version};
+
+/// An error of this room. Holds no secret: statements, passwords and verifiers are never part of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No usable binaries.
+    #[error("no PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR} found{}", .looked.iter().map(|line| format!("; {line}")).collect::<String>())]
+    NoBinaries {
+        /// Each place with the reason why it was passed over.
+        looked: Vec<String>,
+    },
+    /// The binaries found cannot run this data directory.
+    #[error("the data directory belongs to PostgreSQL {data}, the binaries in `{}` are {found}", bin_dir.display())]
+    WrongMajor {
+        /// The major version that made the data.
+        data: u32,
+        /// The binaries' version.
+        found: Version,
+        /// Where they are.
+        bin_dir: PathBuf,
+    },
+    /// The daemon is root and there is nobody to run the server as.
+    #[error("PostgreSQL does not run as root, and there is no user `bibd` or `postgres`")]
+    NoAccount,
+    /// The configured user does not exist or cannot be used.
+    #[error("the server cannot run as `{user}`: {reason}")]
+    BadAccount {
+        /// The user as configured.
+        user: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server's user cannot reach a directory.
+    #[error("user {uid} cannot pass through the directory `{}`", directory.display())]
+    NotTraversable {
+        /// The first directory in the way.
+        directory: PathBuf,
+        /// The server's user id.
+        uid: u32,
+    },
+    /// The socket's path is too long for the operating system.
+    #[error("the socket path `{}` has {bytes} bytes, at most {max} are possible", path.display())]
+    SocketPathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// PGDATA would lie on a network file system.
+    #[error("`{}` lies on a network file system ({kind})", path.display())]
+    NetworkFileSystem {
+        /// The path.
+        path: PathBuf,
+        /// The file system's name.
+        kind: String,
+    },
+    /// A directory of ours belongs to somebody else or is something else.
+    #[error("`{}` {problem}", path.display())]
+    UnsafePath {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// `ready`, but PGDATA is gone.
+    #[error("`{}` says that the database is ready, but `{}` does not exist", provisioner.display(), data.display())]
+    DataMissing {
+        /// The PROVISIONER file.
+        provisioner: PathBuf,
+        /// PGDATA.
+        data: PathBuf,
+    },
+    /// PGDATA without PROVISIONER.
+    #[error("`{}` exists, but nothing says that BIB made it (no `{}`)", data.display(), provisioner.display())]
+    DataUnknown {
+        /// PGDATA.
+        data: PathBuf,
+        /// The PROVISIONER file.
+        provisioner: PathBuf,
+    },
+    /// PGDATA is another cluster than the remembered one.
+    #[error("`{}` is cluster {found}, expected {expected}", data.display())]
+    OtherCluster {
+        /// PGDATA, or the socket of a running server.
+        data: PathBuf,
+        /// The remembered system identifier.
+        expected: u64,
+        /// The one found.
+        found: u64,
+    },
+    /// The PROVISIONER file is not understood.
+    #[error("`{}` is damaged: {problem}", path.display())]
+    ProvisionerDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another provisioner was chosen before.
+    #[error("this database is run by the provisioner `{chosen}`, not `process`")]
+    OtherProvisioner {
+        /// The remembered choice.
+        chosen: String,
+    },
+    /// The database exists, its passwords do not.
+    #[error("the database exists, but its sealed passwords (`db`) do not")]
+    SecretsMissing,
+    /// The sealed document is not readable.
+    #[error("the sealed passwords (`db`) are damaged at line {line}, column {column}")]
+    SecretsDamaged {
+        /// Line.
+        line: usize,
+        /// Column.
+        column: usize,
+    },
+    /// The sealed document is of another release.
+    #[error("the sealed passwords (`db`) have a format that this release does not know")]
+    SecretsUnknownFormat,
+    /// A role has no password yet.
+    #[error("there is no password for `{group}` yet")]
+    SecretsIncomplete {
+        /// The role.
+        group: &'static str,
+    },
+    /// The store of secrets failed.
+    #[error("sealed passwords: {0}")]
+    SecretStore(#[from] SecretStoreError),
+    /// A tool of PostgreSQL failed.
+    #[error("`{tool}` failed ({status}): {output}")]
+    Tool {
+        /// `initdb`, `pg_controldata`..
+        tool: &'static str,
+        /// How it ended.
+        status: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// A tool or the server took too long.
+    #[error("{what} took longer than {} s", deadline.as_secs_f32())]
+    Deadline {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        deadline: Duration,
+    },
+    /// The server did not come up.
+    #[error("PostgreSQL did not start: {reason}{}", .log.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+    StartFailed {
+        /// Why, in one sentence.
+        reason: String,
+        /// The last lines of its log.
+        log: Vec<String>,
+    },
+    /// The server ended, but not cleanly.
+    #[error("PostgreSQL stopped in the state `{state}`")]
+    UncleanStop {
+        /// The state in `pg_control`.
+        state: String,
+    },
+    /// A server runs in PGDATA that does not look like ours.
+    #[error("process {pid} uses the data directory, but is not our server: {reason}")]
+    ForeignServer {
+        /// The process.
+        pid: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The audit refused a privileged act.
+    #[error("the superuser was not used for `{act}`: it could not be recorded")]
+    NotRecorded {
+        /// The act.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An input or output error on a path.
+    #[error("{what} `{}`", path.display())]
+    Io {
+        /// `open`, `write`, `rename`..
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A statement failed.
+    #[error("database: {what}")]
+    Sql {
+        /// What was attempted.
+        what: &'static str,
+        /// The cause. Carries no statement text.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] maker for `map_err`.
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { what, path, source }
+    }
+
+    /// An [`Error::Sql`] maker for `map_err`.
+    pub(crate) fn sql(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Sql { what, source }
+    }
+
+    /// What a person can do about it, in one or two lines; `None` when the sentence itself says it all.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoBinaries { .. } => {
+                "install it (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install postgresql-server) \
+                 or set database.bin_dir"
+                    .to_owned()
+            }
+            Self::WrongMajor { data, .. } => {
+                format!("install PostgreSQL {data} again or set database.bin_dir to its directory")
+            }
+            Self::NoAccount => "create one: useradd --system --no-create-home bibd; or set database.run_as".to_owned(),
+            Self::BadAccount { .. } => "set database.run_as to an existing unprivileged user".to_owned(),
+            Self::NotTraversable { directory, .. } => format!("chmod o+x {}", shell_quoted(directory)),
+            Self::SocketPathTooLong { .. } => "set a shorter runtime directory".to_owned(),
+            Self::NetworkFileSystem { .. } => {
+                "move the data directory to a local disk, or set database.allow_network_fs if you know that it \
+                 honours fsync and locks"
+                    .to_owned()
+            }
+            Self::DataMissing { .. } => {
+                "restore it from a backup, or mount the volume that holds it; BIB never starts empty over a \
+                 database that existed"
+                    .to_owned()
+            }
+            Self::DataUnknown { data, .. } => {
+                format!(
+                    "if it is not needed, move {} away; if it is, restore PROVISIONER from a backup",
+                    shell_quoted(data)
+                )
+            }
+            Self::OtherCluster { .. } => "put back the data directory that belongs to this node".to_owned(),
+            Self::ProvisionerDamaged { .. } => "restore the file from a backup".to_owned(),
+            Self::OtherProvisioner { .. } => "set database.provisioner to that one, or move the database".to_owned(),
+            Self::SecretsMissing | Self::SecretsDamaged { .. } => {
+                "restore secrets/db.age from a backup; it is never made anew over an existing database".to_owned()
+            }
+            Self::SecretsUnknownFormat => "start the release that wrote it".to_owned(),
+            Self::ForeignServer { pid, .. } => format!("look at process {pid} and stop it if it is not needed"),
+            Self::UncleanStop { .. } => "the next start recovers; look at the server's log for the cause".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+/// A path that can be pasted into a shell.
+fn shell_quoted(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}

@@ -1,0 +1,120 @@
+//! What the composition root decides about the server: places, account, sizes. Data only.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Settings of the process provisioner.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The daemon's data directory; the server lives in `postgres/` below it. When the daemon is root and the server
+    /// is not, it must be passable by the server's user (0711 is enough).
+    pub data_root: PathBuf,
+    /// A short directory for sockets, best on tmpfs; the server's own is `pg/` below it.
+    pub runtime_dir: PathBuf,
+    /// Where `postgres` and `initdb` are; found when absent.
+    pub bin_dir: Option<PathBuf>,
+    /// The user the server runs as; only root may choose.
+    pub run_as: Option<RunAs>,
+    /// Sizes.
+    pub limits: Limits,
+    /// Whether PGDATA may lie on a network file system.
+    pub allow_network_fs: bool,
+    /// How long a start may take until connections are accepted.
+    pub start_deadline: Duration,
+    /// How long a clean stop may take.
+    pub stop_deadline: Duration,
+}
+
+impl Settings {
+    /// Settings with everything found or defaulted.
+    pub fn new(data_root: impl Into<PathBuf>, runtime_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_root: data_root.into(),
+            runtime_dir: runtime_dir.into(),
+            bin_dir: None,
+            run_as: None,
+            limits: Limits::default(),
+            allow_network_fs: false,
+            start_deadline: Duration::from_secs(30),
+            stop_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The operating system's user for the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunAs {
+    /// By name.
+    User(String),
+    /// By number.
+    Ids {
+        /// The user id.
+        uid: u32,
+        /// The group id.
+        gid: u32,
+    },
+}
+
+/// Sizes of the server. Defaults suit a laptop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `shared_buffers`, mebibytes.
+    pub shared_buffers_mb: u32,
+    /// `max_wal_size`, mebibytes.
+    pub max_wal_mb: u32,
+    /// `log_min_duration_statement`, milliseconds.
+    pub slow_statement_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { shared_buffers_mb: 128, max_wal_mb: 1024, slow_statement_ms: 1000 }
+    }
+}
+
+/// `max_connections` of the server: the sum of all roles' limits and the superuser's share.
+pub const MAX_CONNECTIONS: u32 = 100;
+/// `superuser_reserved_connections`.
+pub const RESERVED_CONNECTIONS: u32 = 3;
+
+/// Where everything of the server lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// `postgres/`.
+    pub home: PathBuf,
+    /// `postgres/data`, PGDATA.
+    pub data: PathBuf,
+    /// `postgres/data.new`, PGDATA while `initdb` works.
+    pub data_new: PathBuf,
+    /// `postgres/PROVISIONER`.
+    pub provisioner: PathBuf,
+    /// `postgres/log`.
+    pub log: PathBuf,
+    /// The socket's directory.
+    pub socket_dir: PathBuf,
+}
+
+/// The port of a server that listens on no network: it only names the socket.
+pub const PORT: u16 = 5432;
+/// The longest socket path, bytes. `sun_path` has 108 on Linux and 104 on macOS, with a final zero.
+pub const MAX_SOCKET_PATH_BYTES: usize = 100;
+
+impl Layout {
+    /// The layout under these settings.
+    pub fn new(data_root: &Path, runtime_dir: &Path) -> Self {
+        let home = data_root.join("postgres");
+        Self {
+            data: home.join("data"),
+            data_new: home.join("data.new"),
+            provisioner: home.join("PROVISIONER"),
+            log: home.join("log"),
+            socket_dir: runtime_dir.join("pg"),
+            home,
+        }
+    }
+
+    /// The socket itself.
+    pub fn socket(&self) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{PORT}"))
+    }
+}
