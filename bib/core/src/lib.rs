@@ -8,11 +8,18 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 pub mod canonical;
+pub mod fields;
 pub mod fingerprint;
+pub mod grant;
 pub mod hash;
 pub mod id;
+pub mod metadata;
 pub mod peer;
+pub mod record;
+pub mod signature;
+pub mod statement;
 pub mod time;
 
 pub use fingerprint::KeyFingerprint;

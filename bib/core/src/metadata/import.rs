@@ -1,0 +1,1 @@
+//! Reads what other formats say about a dataset.
