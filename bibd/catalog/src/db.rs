@@ -1,0 +1,197 @@
+//! The database as the daemon holds it: a pool per role, and the transaction as a value.
+
+use std::sync::Arc;
+
+use bib_core::OperationId;
+use bibd_audit::entry::StatementNote;
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction};
+use uuid::Uuid;
+
+use crate::{Error, Result};
+
+/// On whose behalf statements run. It is set in the transaction, so that the server's own log and
+/// `pg_stat_activity` can be joined with the audit log.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The call, from its first statement to its audit entry.
+    pub operation: OperationId,
+    /// The user, or `None` when the node itself acts.
+    pub user: Option<Uuid>,
+    /// Which part of the daemon: `grpc`, `sequencer`, `collector` ...
+    pub component: &'static str,
+}
+
+/// One pool of connections per login role. Opened by the composition root with the least that each needs.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    /// `bibd_service`: use cases.
+    pub service: PgPool,
+    /// `bibd_seal`: the sequencer, two connections.
+    pub seal: PgPool,
+    /// `bibd_audit`: reads the log.
+    pub audit: PgPool,
+    /// `bibd_monitor`: the checklist.
+    pub monitor: PgPool,
+}
+
+/// The catalog's database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Db(Arc<Pools>);
+
+impl Db {
+    /// Over pools that are open already.
+    #[must_use]
+    pub fn new(pools: Pools) -> Self {
+        Self(Arc::new(pools))
+    }
+
+    /// Begins a transaction of a use case (`bibd_service`).
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn begin(&self, context: &Context) -> Result<Tx> {
+        begin(&self.0.service, context).await
+    }
+
+    /// A connection for reading (`bibd_service`), outside a transaction: each statement sees what is committed.
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn read(&self) -> Result<Read> {
+        read(&self.0.service).await
+    }
+
+    /// Begins a transaction of the sequencer (`bibd_seal`).
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn begin_seal(&self, context: &Context) -> Result<Tx> {
+        begin(&self.0.seal, context).await
+    }
+
+    /// A connection for reading the audit log (`bibd_audit`).
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn read_audit(&self) -> Result<Read> {
+        read(&self.0.audit).await
+    }
+
+    /// Begins a transaction that sees one moment of the audit log (`bibd_audit`), for verification and export.
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn snapshot_audit(&self) -> Result<Tx> {
+        let inner = self
+            .0
+            .audit
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(|e| Error::from_sqlx("begin", e))?;
+        Ok(Tx { inner, notes: Vec::new() })
+    }
+
+    /// The pool of `bibd_monitor`, for the checklist of `bibd-postgres`.
+    #[must_use]
+    pub fn monitor(&self) -> &PgPool {
+        &self.0.monitor
+    }
+
+    /// Whether the database answers as `bibd_service`.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.0.service).await.map(|_| ()).map_err(|e| Error::from_sqlx("ping", e))
+    }
+
+    /// Closes every pool, waiting for connections in use.
+    pub async fn close(&self) {
+        let Pools { service, seal, audit, monitor } = &*self.0;
+        for pool in [service, seal, audit, monitor] {
+            pool.close().await;
+        }
+    }
+}
+
+async fn begin(pool: &PgPool, context: &Context) -> Result<Tx> {
+    // One round trip. This is the only place of the catalog where SQL is put together, from two UUIDs and a name
+    // that is part of the program.
+    let user = context.user.map_or_else(String::new, |user| user.to_string());
+    let sql = format!(
+        "BEGIN; SET LOCAL bib.operation = '{}'; SET LOCAL bib.actor = '{user}'; SET LOCAL bib.component = '{}'",
+        context.operation, context.component,
+    );
+    let inner = pool.begin_with(AssertSqlSafe(sql)).await.map_err(|e| Error::from_sqlx("begin", e))?;
+    Ok(Tx { inner, notes: Vec::new() })
+}
+
+async fn read(pool: &PgPool) -> Result<Read> {
+    let inner = pool.acquire().await.map_err(|e| Error::from_sqlx("connect", e))?;
+    Ok(Read { inner })
+}
+
+/// Something that statements run on.
+pub trait Session: Send {
+    /// The connection.
+    fn connection(&mut self) -> &mut PgConnection;
+    /// Takes note of a statement that ran.
+    fn note(&mut self, note: StatementNote);
+}
+
+/// A transaction. Dropped without [`Tx::commit`], it is rolled back.
+#[derive(Debug)]
+pub struct Tx {
+    inner: Transaction<'static, Postgres>,
+    notes: Vec<StatementNote>,
+}
+
+impl Tx {
+    /// The statements that ran so far, for the audit entry.
+    pub fn take_notes(&mut self) -> Vec<StatementNote> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// When the database refuses or is gone; then nothing was committed, unless the connection broke after the
+    /// server had committed: idempotency keys and natural keys make a repeat safe.
+    pub async fn commit(self) -> Result<()> {
+        self.inner.commit().await.map_err(|e| Error::from_sqlx("commit", e))
+    }
+
+    /// Undoes it.
+    ///
+    /// # Errors
+    /// When the connection is gone, in which case the server undoes it by itself.
+    pub async fn rollback(self) -> Result<()> {
+        self.inner.rollback().await.map_err(|e| Error::from_sqlx("rollback", e))
+    }
+}
+
+impl Session for Tx {
+    fn connection(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+
+    fn note(&mut self, note: StatementNote) {
+        self.notes.push(note);
+    }
+}
+
+/// A connection for reading.
+#[derive(Debug)]
+pub struct Read {
+    inner: PoolConnection<Postgres>,
+}
+
+impl Session for Read {
+    fn connection(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+
+    // Statements outside an act are counted by the server (pg_stat_statements), not chained.
+    fn note(&mut self, _: StatementNote) {}
+}
