@@ -82,7 +82,8 @@ pub struct ScrubPage {
     pub up_to: Option<Hash>,
     /// In hash order.
     pub files: Vec<ScrubbedFile>,
-    /// Files that are not named as chunks are, or lie in the wrong directory. Nothing of ours; left alone.
+    /// Files that are not named as chunks are, or lie in the wrong directory. Nothing of ours; left alone. Where a
+    /// directory falls into two pages, both may list them.
     pub strays: Vec<PathBuf>,
     /// Bytes read.
     pub bytes_read: u64,
@@ -198,36 +199,50 @@ fn judge(file: &ScrubbedFile, row: Option<&Expected>) -> Option<Finding> {
 impl Inner {
     fn scrub_page(&self, after: Option<Hash>, depth: Depth, budget: ScrubBudget) -> Result<ScrubPage, ReadError> {
         let mut page = ScrubPage { after, up_to: None, files: Vec::new(), strays: Vec::new(), bytes_read: 0 };
-        let first = after.map_or(0, |hash| u16::from_be_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]));
-        let mut listed = None;
-        for prefix in first..=u16::MAX {
-            let [high, low] = prefix.to_be_bytes();
+        let first = after.map_or([0, 0], |hash| [hash.as_bytes()[0], hash.as_bytes()[1]]);
+        for high in first[0]..=u8::MAX {
             let upper = self.disk.blobs().join(format!("{high:02x}"));
-            if listed != Some(high) {
-                let wrong = |name: &str| name.len() != 2 || u8::from_str_radix(name, 16).is_err();
-                page.strays.extend(names(&upper)?.into_iter().filter(|name| wrong(name)).map(|name| upper.join(name)));
-                listed = Some(high);
-            }
-            let dir = upper.join(format!("{low:02x}"));
-            for name in names(&dir)? {
-                let hash = match name.parse::<Hash>() {
-                    Ok(hash) if hash.as_bytes()[..2] == [high, low] => hash,
-                    _ => {
-                        page.strays.push(dir.join(name));
-                        continue;
-                    }
-                };
-                if after.is_some_and(|after| hash <= after) {
+            for name in names(&upper)? {
+                let Some(low) = parse_byte(&name) else {
+                    page.strays.push(upper.join(name));
                     continue;
-                }
-                if !page.files.is_empty() && (page.files.len() >= budget.files || page.bytes_read >= budget.bytes) {
+                };
+                if [high, low] >= first && !self.scrub_dir([high, low], after, depth, budget, &mut page)? {
                     page.up_to = page.files.last().map(|file| file.hash);
                     return Ok(page);
                 }
-                page.files.extend(self.scrub_file(hash, depth, &mut page.bytes_read));
             }
         }
         Ok(page)
+    }
+
+    /// Adds the files of `ab/cd` to the page; `false` if the budget is spent.
+    fn scrub_dir(
+        &self,
+        prefix: [u8; 2],
+        after: Option<Hash>,
+        depth: Depth,
+        budget: ScrubBudget,
+        page: &mut ScrubPage,
+    ) -> Result<bool, ReadError> {
+        let dir = self.disk.blobs().join(format!("{:02x}", prefix[0])).join(format!("{:02x}", prefix[1]));
+        for name in names(&dir)? {
+            let hash = match name.parse::<Hash>() {
+                Ok(hash) if hash.as_bytes().starts_with(&prefix) => hash,
+                _ => {
+                    page.strays.push(dir.join(name));
+                    continue;
+                }
+            };
+            if after.is_some_and(|after| hash <= after) {
+                continue;
+            }
+            if !page.files.is_empty() && (page.files.len() >= budget.files || page.bytes_read >= budget.bytes) {
+                return Ok(false);
+            }
+            page.files.extend(self.scrub_file(hash, depth, &mut page.bytes_read));
+        }
+        Ok(true)
     }
 
     /// `None` if the file went away meanwhile, which is not ours to judge.
@@ -263,6 +278,12 @@ impl Inner {
         };
         Some(ScrubbedFile { hash, stored_bytes, modified, state })
     }
+}
+
+/// A directory's name: two lower-case hex digits.
+fn parse_byte(name: &str) -> Option<u8> {
+    let byte = u8::from_str_radix(name, 16).ok()?;
+    (format!("{byte:02x}") == name).then_some(byte)
 }
 
 /// The names in a directory, sorted; none if it does not exist.

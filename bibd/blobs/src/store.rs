@@ -129,6 +129,9 @@ impl BlobStore {
             move |source| OpenError::Io { act, path, source }
         };
         disk::make_dir(root).map_err(io("create", root))?;
+        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            disk::sync_dir(parent).map_err(io("fsync", parent))?;
+        }
         let format = lock_format(root)?;
         let disk = Disk::new(root);
         disk.make_skeleton().map_err(io("make the directories of", root))?;
