@@ -106,7 +106,7 @@ impl ChainState {
         entries.into_iter().map(|(entry, digest)| self.seal_one(entry, digest)).collect()
     }
 
-    fn seal_one(&mut self, entry: Uuid, digest: Hash) -> Seal {
+    pub(crate) fn seal_one(&mut self, entry: Uuid, digest: Hash) -> Seal {
         self.seq += 1;
         self.head = next_head(&self.head, &digest);
         self.compact.push(leaf_hash(digest.as_bytes()));

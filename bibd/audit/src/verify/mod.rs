@@ -114,11 +114,14 @@ impl Verifier {
         let all_missing = self.missing.len() as u64;
         self.missing.retain(|id, _| !self.erased.contains(id));
         let erased = all_missing - self.missing.len() as u64;
-        self.beside.extend(self.missing.values().min().map(|first_bad| Tamper {
-            first_bad: *first_bad,
-            class: TamperClass::DetailMissing,
-            explanation: format!("details are gone without a sealed erasure ({} entries)", self.missing.len()),
-        }));
+        // A log whose end is gone has lost the erasures that stood there: then missing details tell nothing.
+        if !self.beside.iter().any(|tamper| tamper.class.is_cut()) {
+            self.beside.extend(self.missing.values().min().map(|first_bad| Tamper {
+                first_bad: *first_bad,
+                class: TamperClass::DetailMissing,
+                explanation: format!("details are gone without a sealed erasure ({} entries)", self.missing.len()),
+            }));
+        }
         if let Some(first) = self.beside.into_iter().min_by_key(|tamper| tamper.first_bad) {
             return Verdict::Tampered(first);
         }
@@ -196,7 +199,7 @@ impl Verifier {
             self.erased.insert(id);
         }
         self.earlier_head = head;
-        chain.seal([(entry.id, computed)]);
+        chain.seal_one(entry.id, computed);
         self.entries += 1;
         self.compare_with_checkpoint(at)
     }
@@ -271,6 +274,11 @@ fn check_epoch_link(at: Position, view: &EntryView<'_>, before: Option<(u64, u64
         (None, None) => Ok(()),
         (None, Some(_)) => {
             Err(broken(at, TamperClass::EpochMissing, "this epoch names one before it, which is gone"))
+        }
+        (Some((epoch, seq, _)), Some((named_epoch, named_seq, _))) if epoch == named_epoch && seq < named_seq => {
+            let first = Position { epoch, seq: seq + 1 };
+            let text = format!("epoch {} names {named_seq} entries of epoch {epoch}; {seq} are here", at.epoch);
+            Err(Diagnosis { open: Open::Gap(first), ..broken(first, TamperClass::TailTruncated, &text) })
         }
         (Some(_), _) => {
             let text = "the epoch's first entry does not name the last head of the one before";

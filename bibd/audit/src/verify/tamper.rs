@@ -95,6 +95,13 @@ tamper_classes! {
     QueuedEntryMissing = "queued-entry-missing",
 }
 
+impl TamperClass {
+    /// Whether the end of the log, or of an epoch, is gone.
+    pub(super) const fn is_cut(self) -> bool {
+        matches!(self, Self::TailTruncated | Self::RolledBack | Self::LogTruncated | Self::EpochMissing)
+    }
+}
+
 impl fmt::Display for TamperClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
