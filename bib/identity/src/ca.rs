@@ -173,7 +173,7 @@ impl CertificateAuthority {
 
     fn assemble(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
         let info = certificate::describe(&der)?;
-        if !info.is_ca || info.spki_sha256 != Fingerprint::of(&key.subject_public_key_info()) {
+        if !info.is_ca || !info.may_certify || info.spki_sha256 != Fingerprint::of(&key.subject_public_key_info()) {
             return Err(CaError::Mismatch);
         }
         let issuer = Issuer::from_ca_cert_der(&der.as_slice().into(), key).map_err(CaError::Issue)?;

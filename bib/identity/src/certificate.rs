@@ -107,8 +107,10 @@ pub struct CertificateInfo {
     pub not_before: Timestamp,
     /// The last moment at which it counts.
     pub not_after: Timestamp,
-    /// Whether it may sign other certificates.
+    /// Whether it is a CA's (basic constraints).
     pub is_ca: bool,
+    /// Whether its key may sign certificates (key usage; also when that is not stated).
+    pub may_certify: bool,
     /// Whether it may stand for a server (extended key usage).
     pub server_auth: bool,
     /// Whether it may stand for a client (extended key usage).
@@ -229,6 +231,7 @@ pub fn describe(der: &[u8]) -> Result<CertificateInfo, CertificateError> {
     let malformed = |_| CertificateError::Malformed;
     let usage = certificate.extended_key_usage().map_err(malformed)?.map(|e| e.value);
     let is_ca = certificate.basic_constraints().map_err(malformed)?.is_some_and(|e| e.value.ca);
+    let may_certify = certificate.key_usage().map_err(malformed)?.is_none_or(|e| e.value.key_cert_sign());
     let names = match certificate.subject_alternative_name().map_err(malformed)? {
         Some(extension) if extension.value.general_names.len() > MAX_NAMES => return Err(CertificateError::Malformed),
         Some(extension) => extension.value.general_names.iter().filter_map(name_text).collect(),
@@ -246,6 +249,7 @@ pub fn describe(der: &[u8]) -> Result<CertificateInfo, CertificateError> {
         not_before: moment(certificate.validity().not_before),
         not_after: moment(certificate.validity().not_after),
         is_ca,
+        may_certify,
         server_auth,
         client_auth,
         other_usage,

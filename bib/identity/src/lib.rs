@@ -15,7 +15,6 @@ pub mod credentials;
 pub mod file;
 pub mod node_key;
 pub mod pem;
-pub mod purpose;
 pub mod recovery;
 pub mod request;
 pub mod sealed;

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::purpose::{Purpose, signed_bytes};
 use bib_core::PeerId;
+use bib_core::signature::{Purpose, signed_bytes};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use rand_core::CryptoRngCore;
 use ssh_key::private::{Ed25519Keypair, KeypairData};

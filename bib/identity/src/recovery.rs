@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-use crate::purpose::{Purpose, signed_bytes};
-use bib_core::{PeerId, Timestamp};
+use bib_core::signature::{Purpose, signed_bytes};
+use bib_core::{Hash, PeerId, Timestamp};
 use ed25519_dalek::{Signer as _, SigningKey};
 use rand_core::CryptoRngCore;
 use secrecy::{ExposeSecret as _, SecretSlice};
@@ -162,17 +162,20 @@ impl RecoverySheet {
              node: {peer}\n\
              created: {created}\n\
              \n\
-             opens backups and secrets, also with: age -d -i FILE\n\
+             opens backups and secrets, also with: age -d -i FILE (FILE holds this key alone)\n\
              age-secret: {age}\n\
              age-public: {recipient}\n\
              \n\
              names this node's successor\n\
              ed25519-secret: {seed}\n\
-             ed25519-public: {ed25519}\n",
+             ed25519-public: {ed25519}\n\
+             \n\
+             check: {check}\n",
             age = age_secret.expose_secret(),
             recipient = public.age_recipient,
             seed = grouped(&seed).as_str(),
             ed25519 = grouped(&hex::encode(public.ed25519)).as_str(),
+            check = checksum(peer, created, &public),
         ))
     }
 
@@ -202,6 +205,9 @@ impl RecoverySheet {
         if *line(text, "ed25519-public")?.to_ascii_lowercase() != hex::encode(public.ed25519) {
             return Err(RecoveryError::Mismatch { secret: "ed25519-secret", public: "ed25519-public" });
         }
+        if *line(text, "check")?.to_ascii_lowercase() != checksum(&peer_id, created, &public) {
+            return Err(RecoveryError::Mistyped("check"));
+        }
         Ok(ParsedSheet { sheet, peer_id, created })
     }
 }
@@ -220,6 +226,12 @@ fn line(text: &str, name: &'static str) -> Result<Zeroizing<String>, RecoveryErr
         return Err(RecoveryError::Twice(name));
     }
     Ok(Zeroizing::new(value.chars().filter(|c| !c.is_whitespace()).collect()))
+}
+
+/// Finds a typing error in the peer id, which has no checksum of its own, and in the date.
+fn checksum(peer: &PeerId, created: Timestamp, public: &RecoveryPublic) -> String {
+    let text = format!("{peer} {created} {} {}", public.age_recipient, hex::encode(public.ed25519));
+    Hash::of(text.as_bytes()).to_string()[..8].to_owned()
 }
 
 /// Groups of eight, to be read aloud and typed.

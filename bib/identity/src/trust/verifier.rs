@@ -222,7 +222,9 @@ impl ServerVerifier {
         let authority_info = describe("CA", authority)?;
         let how = self.check_authority(&authority_info, cross, at)?;
         check_dates("CA", &authority_info, at)?;
-        if !authority_info.is_ca || !certificate::is_signed_by(authority, authority) {
+        // webpki looks at a trust anchor's key and name constraints alone.
+        let certifies = authority_info.is_ca && authority_info.may_certify;
+        if !certifies || !certificate::is_signed_by(authority, authority) {
             return Err(invalid("CA", "it is not a CA certificate signed by itself").into());
         }
         check_dates("server", &leaf_info, at)?;
