@@ -88,9 +88,15 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
-        match std::thread::panicking() {
-            true => drop(session), // files may still be open: do not wait for them
-            false => session.join(),
+        // Taking the thread's handle drops the rest, which unmounts. (`BackgroundSession::join` panics when the kernel
+        // ends the connection with ECONNABORTED, which is a normal end here.)
+        let thread = {
+            let session = session;
+            session.guard
+        };
+        // While panicking, files may still be open, and then the thread does not end.
+        if !std::thread::panicking() {
+            let _ = thread.join();
         }
     }
 }
