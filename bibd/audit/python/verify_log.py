@@ -54,18 +54,25 @@ def peer_id(key):
 
 NOTE = re.compile(r"((bib/([0-9A-Za-z]+)/(0|[1-9][0-9]*))\n(0|[1-9][0-9]*)\n(\S+)\nchain ([0-9a-f]{64})\n(?:.+\n)*)\n((?:\u2014 \S+ \S+\n)+)")
 
+def base64_bytes(text):
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode() != text: raise ValueError("another spelling")
+    return data
+
 def open_note(note, key):
-    """(position, root, head, whether the key signed it); None when it is no checkpoint at all."""
+    """(position, root, head, whether the key signed it)."""
+    claimed = re.match(r"bib/[^/\n]*/(0|[1-9][0-9]{0,14})\n(0|[1-9][0-9]{0,14})\n", note)
+    nothing = (int(claimed[1]), int(claimed[2])) if claimed else (0, 0), b"", b"", False
     match = NOTE.fullmatch(note)
-    if not match: return None
+    if not match: return nothing
     text, origin, node, epoch, size, root, head, lines = match.groups()
     key_id, good = sha(origin.encode(), b"\n\x01", key)[:4], []
     try:
-        root = base64.b64decode(root, validate=True)
+        root = base64_bytes(root)
         for _, name, code in (line.split(" ") for line in lines.splitlines()):
-            data = base64.b64decode(code, validate=True)
+            data = base64_bytes(code)
             if (name, data[:4]) == (origin, key_id): good.append(signed(key, text.encode(), data[4:]))
-    except ValueError: return None
+    except ValueError: return nothing
     return (int(epoch), int(size)), root, bytes.fromhex(head), node == peer_id(key) and good != [] and all(good)
 
 # --- Entries: canonical JSON with every member ---
@@ -119,7 +126,7 @@ def verify(lines, notes, key):
     beside, places = [], ({}, {})                                # places: {(epoch, size): {(root, head)}} outside, inside
     opened = {note: open_note(note, key) for note in notes + table} if key else {}
     for note, result in opened.items():
-        if not (result and result[3]): beside.append((result[0] if result else (0, 0), "checkpoint-invalid"))
+        if not result[3]: beside.append((result[0], "checkpoint-invalid"))
     for place, source in zip(places, (notes, table)):
         for result in (opened.get(note) for note in source):
             if result and result[3]: place.setdefault(result[0], set()).add(result[1:3])
@@ -208,7 +215,7 @@ def verify(lines, notes, key):
 
 def verify_proof(proof, key):
     """RFC 9162, section 2.1.3.2, from the entry to the root that the checkpoint signed."""
-    (_, size), root, _, good = open_note(proof["checkpoint"], key) or ((0, 0), b"", b"", False)
+    (_, size), root, _, good = open_note(proof["checkpoint"], key)
     at, last, value = proof["seq"] - 1, size - 1, leaf(digest(proof["body"].encode()))
     if not good or not 0 <= at < size: return False
     for other in map(bytes.fromhex, proof["path"]):

@@ -52,7 +52,7 @@ impl FromStr for Origin {
 }
 
 /// A decimal number without leading zeros, below 2^53.
-fn decimal(text: &str) -> Option<u64> {
+pub(crate) fn decimal(text: &str) -> Option<u64> {
     let number = text.parse::<u64>().ok()?;
     (number < crate::body::INTEGER_LIMIT && number.to_string() == text).then_some(number)
 }

@@ -1,7 +1,7 @@
 //! The proof that one entry lies in the log: entry, inclusion path and signed checkpoint, for a stranger.
 
-use bib_core::canonical::{self, CanonicalError};
 use bib_core::Hash;
+use bib_core::canonical::{self, CanonicalError};
 use serde::{Deserialize, Serialize};
 
 use crate::body::{BodyError, EntryView, details_hash, digest};

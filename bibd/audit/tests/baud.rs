@@ -191,10 +191,8 @@ fn b_aud_55_hostile_text_stays_data_on_one_line_and_verifies() {
     row.seal.digest = seal.digest.as_bytes().to_vec();
     row.seal.head = seal.head.as_bytes().to_vec();
     row.entry = Some(log::entry_line(&entry));
-    row.detail = Some(export::DetailLine {
-        salt: entry.detail.salt.to_vec(),
-        details: export::Bytes(entry.detail.bytes),
-    });
+    row.detail =
+        Some(export::DetailLine { salt: entry.detail.salt.to_vec(), details: export::Bytes(entry.detail.bytes) });
     log.rows.push(row);
     log.checkpoint();
     let lines = log.export().iter().filter(|byte| **byte == b'\n').count();
@@ -209,7 +207,8 @@ fn b_aud_55_a_field_of_a_mebibyte_is_cut_with_its_hash() {
     for character in ["a", "\0", "é", "\u{1f980}"] {
         let long = character.repeat((1 << 20) / character.len());
         let mut draft = hostile(&long);
-        let note = StatementNote { class: "\0".repeat(99), table: "\0".repeat(999), hash: Hash::of(b""), rows: 1, us: 1 };
+        let note =
+            StatementNote { class: "\0".repeat(99), table: "\0".repeat(999), hash: Hash::of(b""), rows: 1, us: 1 };
         draft.statements = (0..40_u8).map(|i| StatementNote { hash: Hash::of(&[i]), ..note.clone() }).collect();
         let entry = draft.build().unwrap();
         assert!(entry.body.len() <= bib_core::canonical::MAX_BODY_BYTES, "{}", entry.body.len());

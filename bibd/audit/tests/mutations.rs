@@ -137,7 +137,9 @@ fn not_detectable_without_an_external_checkpoint_and_so_never_ok() {
 fn what_no_checkpoint_covers_yet_is_counted() {
     let mut log = build(&[(5, false)]);
     log.acts(3);
-    assert!(matches!(log.verify(), Verdict::Ok(ok) if (ok.entries, ok.after_checkpoint, ok.checkpoint.seq) == (8, 3, 5)));
+    assert!(
+        matches!(log.verify(), Verdict::Ok(ok) if (ok.entries, ok.after_checkpoint, ok.checkpoint.seq) == (8, 3, 5))
+    );
     // The window of at most a minute: a cut here is not seen, and the count tells how many entries lie in it.
     log.rows.pop();
     assert!(matches!(log.verify(), Verdict::Ok(ok) if ok.after_checkpoint == 2));

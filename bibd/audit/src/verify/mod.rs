@@ -226,7 +226,9 @@ impl Verifier {
         let Some(chain) = self.chain.as_ref().filter(|_| self.checkpoints.wants(at)) else { return Ok(()) };
         if !self.checkpoints.agree(at, &chain.compact.root(), &chain.head) {
             let first = Position { seq: self.vouched + 1, ..at };
-            let text = format!("the log up to {at} is not the one that a checkpoint signed; the change lies in {first} to {at}");
+            let text = format!(
+                "the log up to {at} is not the one that a checkpoint signed; the change lies in {first} to {at}"
+            );
             return Err(broken(first, TamperClass::Rechained, &text));
         }
         self.vouched = at.seq;
@@ -272,9 +274,7 @@ fn check_epoch_link(at: Position, view: &EntryView<'_>, before: Option<(u64, u64
     match (before, named) {
         (Some(end), Some(named)) if end == named => Ok(()),
         (None, None) => Ok(()),
-        (None, Some(_)) => {
-            Err(broken(at, TamperClass::EpochMissing, "this epoch names one before it, which is gone"))
-        }
+        (None, Some(_)) => Err(broken(at, TamperClass::EpochMissing, "this epoch names one before it, which is gone")),
         (Some((epoch, seq, _)), Some((named_epoch, named_seq, _))) if epoch == named_epoch && seq < named_seq => {
             let first = Position { epoch, seq: seq + 1 };
             let text = format!("epoch {} names {named_seq} entries of epoch {epoch}; {seq} are here", at.epoch);

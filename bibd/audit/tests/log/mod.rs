@@ -226,7 +226,11 @@ impl Log {
         std::fs::write(&file, self.checkpoint_file()).unwrap();
         let mut command = Command::new("python3");
         command.arg(script()).arg(&log);
-        if external { command.arg(&file) } else { command.arg("-") };
+        if external {
+            command.arg(&file)
+        } else {
+            command.arg("-")
+        };
         command.arg(public_key.map_or("-".into(), hex::encode));
         let output = command.output().expect("python3 is needed: the second verifier is written in it");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
