@@ -78,6 +78,9 @@ pub enum Error {
         /// PGDATA.
         data: PathBuf,
     },
+    /// `start` before `provision` succeeded.
+    #[error("there is no database to start")]
+    NotProvisioned,
     /// PGDATA without PROVISIONER.
     #[error("`{}` exists, but nothing says that BIB made it (no `{}`)", data.display(), provisioner.display())]
     DataUnknown {

@@ -10,26 +10,39 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod account;
+pub mod binaries;
+mod cluster;
+pub mod config;
 pub mod database;
 mod ensure;
 pub mod error;
+mod file;
+mod network_fs;
+mod postmaster;
+mod probe;
 pub mod process;
 pub mod provisioner;
 pub mod random;
+mod record;
 pub mod role;
+mod run;
 mod scram;
 pub mod secrets;
 pub mod settings;
 pub mod superuser;
+mod tool;
 pub mod version;
 
+pub use binaries::Found;
 pub use database::Database;
 pub use error::Error;
+pub use network_fs::network_kind;
 pub use process::ProcessPostgres;
 pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop};
 pub use random::Randomness;
 pub use role::{GroupRole, Letter, Login};
 pub use secrets::{SecretStore, SecretStoreError};
-pub use settings::{Limits, RunAs, Settings};
+pub use settings::{Layout, Limits, RunAs, Settings};
 pub use superuser::{Act, PrivilegedObserver};
 pub use version::Version;

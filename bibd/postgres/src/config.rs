@@ -1,0 +1,266 @@
+//! The server's three configuration files, which we own whole: `postgresql.conf`, `pg_hba.conf`, `pg_ident.conf`.
+//!
+//! They are a function of the version, the layout and the limits, and are written anew at each start: what was
+//! changed by hand or by `ALTER SYSTEM` is gone then, and until then the checklist names it. Values are spelled the
+//! way `SHOW` prints them, so that the effective settings can be compared with the file word by word.
+
+use std::path::Path;
+
+use crate::account::Account;
+use crate::error::Error;
+use crate::file;
+use crate::role::{ADMIN, DATABASE, GroupRole, Letter, MIGRATE};
+use crate::scram;
+use crate::settings::{Layout, Limits, MAX_CONNECTIONS, PORT, RESERVED_CONNECTIONS};
+use crate::version::Version;
+
+/// The files as they should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Each setting with its value, in the file's order.
+    pub settings: Vec<(&'static str, String)>,
+    /// `pg_hba.conf`, whole.
+    pub hba: String,
+    /// `pg_ident.conf`, whole.
+    pub ident: String,
+}
+
+/// The files' names in PGDATA.
+pub const CONF: &str = "postgresql.conf";
+/// Who may log in, how.
+pub const HBA: &str = "pg_hba.conf";
+/// User name maps: none.
+pub const IDENT: &str = "pg_ident.conf";
+/// What `ALTER SYSTEM` writes; kept empty.
+pub const AUTO_CONF: &str = "postgresql.auto.conf";
+
+const HEADER: &str = "# Written by bibd at each start: what is changed here by hand is lost then,\n\
+                      # and `bib admin db audit` names it until then.\n";
+const AUTO_HEADER: &str = "# Kept empty by bibd.\n";
+
+impl Config {
+    /// The files for a server of `version`.
+    pub fn new(version: Version, layout: &Layout, limits: &Limits) -> Self {
+        Self { settings: settings(version, layout, limits), hba: hba(), ident: HEADER.to_owned() }
+    }
+
+    /// `postgresql.conf`, whole.
+    pub fn conf(&self) -> String {
+        let mut text = HEADER.to_owned();
+        for (name, value) in &self.settings {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        text
+    }
+
+    /// Each file with its content.
+    pub fn files(&self) -> [(&'static str, String); 4] {
+        [
+            (CONF, self.conf()),
+            (HBA, self.hba.clone()),
+            (IDENT, self.ident.clone()),
+            (AUTO_CONF, AUTO_HEADER.to_owned()),
+        ]
+    }
+
+    /// Makes the files in `data` say this. Returns the names of those that said something else.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write(&self, data: &Path, account: Account) -> Result<Vec<&'static str>, Error> {
+        let mut changed = Vec::new();
+        for (name, text) in self.files() {
+            let path = data.join(name);
+            if !std::fs::read(&path).is_ok_and(|bytes| bytes == text.as_bytes()) {
+                file::replace(&path, text.as_bytes(), Some(account))?;
+                changed.push(name);
+            }
+        }
+        Ok(changed)
+    }
+}
+
+/// Settings that a login role overrides (see `ensure::role_settings`): effective values differ from the file.
+pub(crate) const SET_PER_ROLE: [&str; 1] = ["idle_in_transaction_session_timeout"];
+
+fn settings(version: Version, layout: &Layout, limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut all: Vec<(&'static str, String)> = Vec::new();
+    let mut set = |name, value: &str| all.push((name, value.to_owned()));
+
+    // Reachable through one socket, in a directory that nobody else enters.
+    set("listen_addresses", "");
+    set("port", &PORT.to_string());
+    set("unix_socket_directories", &layout.socket_dir.display().to_string());
+    set("unix_socket_permissions", "0700");
+    set("unix_socket_group", "");
+    set("bonjour", "off");
+    set("ssl", "off");
+    set("max_connections", &MAX_CONNECTIONS.to_string());
+    set("superuser_reserved_connections", &RESERVED_CONNECTIONS.to_string());
+
+    // Who somebody is.
+    set("password_encryption", "scram-sha-256");
+    if version.major >= 16 {
+        set("scram_iterations", &scram::ITERATIONS.to_string());
+    }
+    if version.major <= 16 {
+        set("db_user_namespace", "off");
+    }
+    set("authentication_timeout", "15s");
+    set("krb_server_keyfile", "");
+    set("row_security", "on");
+
+    // What may be loaded and changed.
+    set("shared_preload_libraries", "");
+    set("session_preload_libraries", "");
+    set("local_preload_libraries", "");
+    set("dynamic_library_path", "$libdir");
+    set("allow_system_table_mods", "off");
+    if version.major >= 17 {
+        set("allow_alter_system", "off");
+    }
+
+    // Nothing acknowledged is lost. Many small commits: groups form by themselves, segments are kept and reused.
+    set("fsync", "on");
+    set("full_page_writes", "on");
+    set("synchronous_commit", "on");
+    set("wal_level", "replica");
+    set("wal_log_hints", "on");
+    set("wal_compression", "on");
+    set("max_wal_size", &megabytes(limits.max_wal_mb));
+    set("min_wal_size", &megabytes((limits.max_wal_mb / 4).max(80)));
+    set("checkpoint_timeout", "15min");
+    set("checkpoint_completion_target", "0.9");
+    set("max_wal_senders", "4");
+    set("max_replication_slots", "4");
+    set("max_slot_wal_keep_size", "4GB");
+    set("archive_mode", "off");
+    set("data_sync_retry", "off");
+    set("zero_damaged_pages", "off");
+
+    // Sizes.
+    set("shared_buffers", &megabytes(limits.shared_buffers_mb));
+    set("work_mem", "8MB");
+    set("maintenance_work_mem", "128MB");
+    set("max_prepared_transactions", "0");
+    set("jit", "off");
+
+    // Nobody waits or idles for ever.
+    set("idle_session_timeout", "1h");
+    set("idle_in_transaction_session_timeout", "10min");
+    set("client_connection_check_interval", "10s");
+    // On a Unix socket the system's TCP timers say nothing; they are set for the day a mode needs TCP.
+    set("tcp_keepalives_idle", "60");
+    set("tcp_keepalives_interval", "10");
+    set("tcp_keepalives_count", "6");
+
+    // The log: who came, what was defined, what was slow; never a parameter, for those are people's data.
+    set("logging_collector", "on");
+    set("log_destination", "stderr");
+    set("log_directory", &layout.log.display().to_string());
+    set("log_filename", "postgresql-%a.log");
+    set("log_file_mode", "0600");
+    set("log_rotation_age", "1d");
+    set("log_rotation_size", "0");
+    set("log_truncate_on_rotation", "on");
+    set("log_timezone", "UTC");
+    set("log_line_prefix", "%m [%p] %q%u@%d %a %r ");
+    set("log_error_verbosity", "default");
+    set("log_connections", if version.major >= 18 { "receipt,authentication,authorization" } else { "on" });
+    set("log_disconnections", "on");
+    set("log_hostname", "off");
+    set("log_statement", "ddl");
+    set("log_replication_commands", "on");
+    set("log_min_duration_statement", &milliseconds(limits.slow_statement_ms));
+    set("log_parameter_max_length", "0");
+    set("log_parameter_max_length_on_error", "0");
+    set("log_checkpoints", "on");
+    set("log_lock_waits", "on");
+    set("debug_print_parse", "off");
+    set("debug_print_rewritten", "off");
+    set("debug_print_plan", "off");
+
+    // One language, one clock, whatever the machine's.
+    set("timezone", "UTC");
+    set("lc_messages", "C");
+    set("lc_monetary", "C");
+    set("lc_numeric", "C");
+    set("lc_time", "C");
+    set("default_text_search_config", "pg_catalog.simple");
+    all
+}
+
+/// Spelled as `SHOW` does: the largest unit that is exact.
+fn megabytes(mb: u32) -> String {
+    if mb.is_multiple_of(1024) && mb > 0 { format!("{}GB", mb / 1024) } else { format!("{mb}MB") }
+}
+
+/// Spelled as `SHOW` does.
+fn milliseconds(ms: u32) -> String {
+    match ms {
+        0 => "0".to_owned(),
+        ms if ms.is_multiple_of(60_000) => format!("{}min", ms / 60_000),
+        ms if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    }
+}
+
+/// One line per login role, by its name; everything else is rejected, the last line for all.
+fn hba() -> String {
+    let mut text = HEADER.to_owned();
+    let mut line = |kind: &str, database: &str, user: &str, method: &str| {
+        text.push_str(&format!("{kind:<6}{database:<14}{user:<22}{method}\n"));
+    };
+    line("local", &format!("{DATABASE},postgres"), ADMIN, "scram-sha-256");
+    line("local", DATABASE, MIGRATE, "scram-sha-256");
+    for group in GroupRole::ALL {
+        for letter in Letter::ALL {
+            line("local", DATABASE, &group.login_name(letter), "scram-sha-256");
+        }
+    }
+    for letter in Letter::ALL {
+        line("local", "replication", &GroupRole::Backup.login_name(letter), "scram-sha-256");
+    }
+    line("local", "replication", "all", "reject");
+    line("host", "all", "all", "all reject");
+    line("host", "replication", "all", "all reject");
+    line("local", "all", "all", "reject");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(major: u32) -> Config {
+        let layout = Layout::new(Path::new("/var/lib/bibd"), Path::new("/run/bibd"));
+        Config::new(Version { major, minor: 1 }, &layout, &Limits::default())
+    }
+
+    #[test]
+    fn each_version_gets_the_settings_it_knows() {
+        let has = |major, name: &str| config(major).settings.iter().any(|(n, _)| *n == name);
+        assert_eq!([15, 16, 17, 18].map(|v| has(v, "scram_iterations")), [false, true, true, true]);
+        assert_eq!([15, 16, 17, 18].map(|v| has(v, "db_user_namespace")), [true, true, false, false]);
+        assert_eq!([15, 16, 17, 18].map(|v| has(v, "allow_alter_system")), [false, false, true, true]);
+        for major in 15..=18 {
+            let names: std::collections::BTreeSet<_> = config(major).settings.iter().map(|(n, _)| *n).collect();
+            assert_eq!(names.len(), config(major).settings.len(), "a setting stands twice");
+        }
+    }
+
+    #[test]
+    fn hba_never_trusts_and_ends_with_reject() {
+        let hba = config(15).hba;
+        let rules: Vec<&str> = hba.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(rules.iter().all(|rule| rule.ends_with("scram-sha-256") || rule.ends_with("reject")));
+        assert_eq!(rules.last().unwrap().split_whitespace().collect::<Vec<_>>(), ["local", "all", "all", "reject"]);
+        assert!(rules.iter().filter(|rule| rule.starts_with("host")).all(|rule| rule.ends_with("reject")));
+    }
+
+    #[test]
+    fn sizes_and_times_are_spelled_as_show_does() {
+        assert_eq!([128, 1024, 1536].map(megabytes), ["128MB", "1GB", "1536MB"]);
+        assert_eq!([0, 250, 1000, 60_000].map(milliseconds), ["0", "250ms", "1s", "1min"]);
+    }
+}

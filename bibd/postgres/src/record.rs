@@ -1,0 +1,198 @@
+//! `postgres/PROVISIONER`: which provisioner made the database, and whether it finished.
+//!
+//! Written in two durable steps around `initdb`, so that a crash at any moment leaves a state that says what to do:
+//! [`decide`] is that table, and nothing else decides.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::file;
+
+/// The file's content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    /// `process`, `container`, `kubernetes`.
+    pub(crate) choice: String,
+    /// The major version of PostgreSQL that made the data.
+    pub(crate) major: u32,
+    /// How far it came.
+    pub(crate) state: RecordState,
+    /// PostgreSQL's name of the cluster; a string, because it is larger than JSON's safe integers.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "as_text")]
+    pub(crate) system_identifier: Option<u64>,
+}
+
+/// How far provisioning came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RecordState {
+    /// `initdb` may be running or may have been interrupted.
+    Initialising,
+    /// There is a database.
+    Ready,
+}
+
+/// What this provisioner is called in the file.
+pub(crate) const CHOICE: &str = "process";
+
+mod as_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    #[allow(clippy::ref_option, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(number) => serializer.serialize_str(&number.to_string()),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Some).map_err(|_| D::Error::custom("system_identifier is not a number"))
+    }
+}
+
+impl Record {
+    /// The first step.
+    pub(crate) fn initialising(major: u32) -> Self {
+        Self { choice: CHOICE.to_owned(), major, state: RecordState::Initialising, system_identifier: None }
+    }
+
+    /// The second step.
+    pub(crate) fn ready(major: u32, system_identifier: u64) -> Self {
+        let system_identifier = Some(system_identifier);
+        Self { choice: CHOICE.to_owned(), major, state: RecordState::Ready, system_identifier }
+    }
+
+    /// Reads the file; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::ProvisionerDamaged`], [`Error::OtherProvisioner`], [`Error::Io`].
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, Error> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let damaged = |problem: String| Error::ProvisionerDamaged { path: path.to_path_buf(), problem };
+        let record: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        if record.choice != CHOICE {
+            return Err(Error::OtherProvisioner { chosen: record.choice });
+        }
+        if (record.state == RecordState::Ready) != record.system_identifier.is_some() {
+            return Err(damaged("state and system_identifier contradict each other".to_owned()));
+        }
+        Ok(Some(record))
+    }
+
+    /// Makes the file say this, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Error> {
+        let mut text = serde_json::to_string(self).expect("a record of strings serialises");
+        text.push('\n');
+        file::replace(path, text.as_bytes(), None)
+    }
+}
+
+/// What to do about a state on disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Nothing exists: write `initialising`, run `initdb`.
+    Begin,
+    /// `initdb` was interrupted: remove `data.new`, run `initdb` again.
+    BeginAgain,
+    /// The data is there, the second step is missing: read the identifier, write `ready`.
+    Finish,
+    /// All is there; the identifier must be this one.
+    Use { system_identifier: u64 },
+}
+
+/// Why nothing may be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// `ready` without data.
+    DataMissing,
+    /// Data without PROVISIONER.
+    DataUnknown,
+    /// `data.new` without PROVISIONER.
+    NewDataUnknown,
+}
+
+/// The whole table: (PROVISIONER, `data`, `data.new`) to what follows.
+pub(crate) fn decide(record: Option<&Record>, data: bool, data_new: bool) -> Result<Decision, Refusal> {
+    match (record.map(|record| (record.state, record.system_identifier)), data) {
+        (None, true) => Err(Refusal::DataUnknown),
+        (None, false) if data_new => Err(Refusal::NewDataUnknown),
+        (None, false) => Ok(Decision::Begin),
+        (Some((RecordState::Initialising, _)), false) => Ok(Decision::BeginAgain),
+        (Some((RecordState::Initialising, _)), true) => Ok(Decision::Finish),
+        (Some((RecordState::Ready, _)), false) => Err(Refusal::DataMissing),
+        (Some((RecordState::Ready, Some(system_identifier))), true) => Ok(Decision::Use { system_identifier }),
+        // `read` refuses a ready record without an identifier.
+        (Some((RecordState::Ready, None)), true) => Ok(Decision::Finish),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decides_every_state_on_disk() {
+        let (early, late) = (Record::initialising(15), Record::ready(15, 7));
+        let table = [
+            (None, false, false, Ok(Decision::Begin)),
+            (None, false, true, Err(Refusal::NewDataUnknown)),
+            (None, true, false, Err(Refusal::DataUnknown)),
+            (None, true, true, Err(Refusal::DataUnknown)),
+            (Some(&early), false, false, Ok(Decision::BeginAgain)),
+            (Some(&early), false, true, Ok(Decision::BeginAgain)),
+            (Some(&early), true, false, Ok(Decision::Finish)),
+            (Some(&early), true, true, Ok(Decision::Finish)),
+            (Some(&late), false, false, Err(Refusal::DataMissing)),
+            (Some(&late), false, true, Err(Refusal::DataMissing)),
+            (Some(&late), true, false, Ok(Decision::Use { system_identifier: 7 })),
+            (Some(&late), true, true, Ok(Decision::Use { system_identifier: 7 })),
+        ];
+        for (record, data, data_new, expected) in table {
+            assert_eq!(decide(record, data, data_new), expected, "{record:?} {data} {data_new}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_as_documented_and_nonsense_is_refused() {
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path().join("PROVISIONER");
+        assert_eq!(Record::read(&path).unwrap(), None);
+        Record::initialising(15).write(&path).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"choice\":\"process\",\"major\":15,\"state\":\"initialising\"}\n"
+        );
+        Record::ready(16, u64::MAX).write(&path).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"choice\":\"process\",\"major\":16,\"state\":\"ready\",\"system_identifier\":\"18446744073709551615\"}\n"
+        );
+        assert_eq!(Record::read(&path).unwrap(), Some(Record::ready(16, u64::MAX)));
+        for (text, damaged) in [
+            ("", true),
+            ("{}", true),
+            ("{\"choice\":\"process\",\"major\":15,\"state\":\"ready\"}", true),
+            ("{\"choice\":\"process\",\"major\":15,\"state\":\"done\"}", true),
+            ("{\"choice\":\"container\",\"major\":15,\"state\":\"initialising\"}", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            match Record::read(&path).unwrap_err() {
+                Error::ProvisionerDamaged { .. } => assert!(damaged, "{text}"),
+                Error::OtherProvisioner { chosen } => assert!(!damaged && chosen == "container", "{text}"),
+                other => panic!("{text}: {other}"),
+            }
+        }
+    }
+}
