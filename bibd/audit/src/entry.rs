@@ -219,7 +219,7 @@ fn details_bytes(details: &Value) -> Result<Vec<u8>, CanonicalError> {
 fn tame(value: &Value) -> Value {
     match value {
         Value::Null => Value::String("null".into()),
-        Value::Number(n) if !n.as_i64().is_some_and(|n| n.unsigned_abs() < INTEGER_LIMIT) => n.to_string().into(),
+        Value::Number(n) if n.as_i64().is_none_or(|n| n.unsigned_abs() >= INTEGER_LIMIT) => n.to_string().into(),
         Value::Array(items) => items.iter().map(tame).collect(),
         Value::Object(map) => {
             let kept = map.iter().filter(|(_, item)| !item.is_null());

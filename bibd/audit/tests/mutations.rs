@@ -8,6 +8,8 @@ use bibd_audit::Verdict;
 use log::{Log, summary};
 use proptest::prelude::*;
 
+type Change = fn(&mut Log);
+
 fn build(shape: &[(u8, bool)]) -> Log {
     let mut log = Log::new();
     for (number, (acts, erase)) in shape.iter().enumerate() {
@@ -107,7 +109,7 @@ fn both_verifiers_agree_on_random_changes() {
 
 #[test]
 fn not_detectable_without_an_external_checkpoint_and_so_never_ok() {
-    let changes: [(&str, fn(&mut Log)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("the tail cut", |l| l.rows.truncate(4)),
         ("re-chained", |l| {
             l.forge_body(2, "climate", "weather");
