@@ -1,0 +1,104 @@
+//! Running the node. For admins.
+
+use bib_proto::v1 as pb;
+use futures::stream::BoxStream;
+use pb::admin_service_client::AdminServiceClient;
+
+use super::{call, rows, stream};
+use crate::client::{Answers, Client};
+use crate::error::Result;
+
+/// Running the node. For admins.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    pub(super) client: Client,
+}
+
+impl Admin {
+    /// The effective configuration with the origin of each value; secrets are redacted.
+    pub async fn config(&self) -> Result<pb::GetConfigResponse> {
+        call!(self, Yes, AdminServiceClient, get_config, pb::GetConfigRequest {})
+    }
+
+    /// Changes a setting that takes effect without a restart.
+    pub async fn update_config(&self, key: &str, value: &str) -> Result<pb::GetConfigResponse> {
+        let message = pb::UpdateConfigRequest { key: key.to_owned(), value: value.to_owned() };
+        call!(self, No, AdminServiceClient, update_config, message)
+    }
+
+    /// The metrics in Prometheus' text format.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer: Result<pb::GetMetricsResponse> =
+            call!(self, Yes, AdminServiceClient, get_metrics, pb::GetMetricsRequest {});
+        Ok(answer?.text)
+    }
+
+    /// The node's log lines.
+    pub async fn logs(&self, request: pb::StreamLogsRequest) -> Result<Answers<pb::LogEntry>> {
+        stream!(self, AdminServiceClient, stream_logs, request)
+    }
+
+    /// The audit log's entries that the request's filters take; its `page` is ignored.
+    #[must_use]
+    pub fn audit(&self, filter: pb::ListAuditRequest) -> BoxStream<'static, Result<pb::AuditEntry>> {
+        rows!(self, AdminServiceClient, list_audit, entries, |page| pb::ListAuditRequest {
+            page: Some(page),
+            ..filter.clone()
+        })
+    }
+
+    /// Entries of the audit log as they are sealed, after the last `tail` (at most 1000).
+    pub async fn tail_audit(&self, tail: u32) -> Result<Answers<pb::AuditEntry>> {
+        stream!(self, AdminServiceClient, tail_audit, pb::TailAuditRequest { tail })
+    }
+
+    /// Verifies the audit log: progress, then a verdict in the last answer.
+    pub async fn verify_audit(&self) -> Result<Answers<pb::VerifyAuditResponse>> {
+        stream!(self, AdminServiceClient, verify_audit, pb::VerifyAuditRequest {})
+    }
+
+    /// Entry, inclusion proof and checkpoint as JSON. Epoch 0 is the present one.
+    pub async fn prove_audit(&self, epoch: u64, seq: u64) -> Result<String> {
+        let message = pb::ProveAuditRequest { epoch, seq };
+        let answer: Result<pb::ProveAuditResponse> = call!(self, Yes, AdminServiceClient, prove_audit, message);
+        Ok(answer?.proof_json)
+    }
+
+    /// The whole audit log in pieces, as the verifiers read it.
+    pub async fn export_audit(&self) -> Result<Answers<pb::ExportAuditResponse>> {
+        stream!(self, AdminServiceClient, export_audit, pb::ExportAuditRequest {})
+    }
+
+    /// Erases the details of an entry; the entry and its place stay.
+    pub async fn erase_audit(&self, entry_id: &str, reason: &str) -> Result<pb::EraseAuditResponse> {
+        let message = pb::EraseAuditRequest { entry_id: entry_id.to_owned(), reason: reason.to_owned() };
+        call!(self, No, AdminServiceClient, erase_audit, message)
+    }
+
+    /// The PostgreSQL checklist.
+    pub async fn audit_database(&self) -> Result<pb::AuditDatabaseResponse> {
+        call!(self, Yes, AdminServiceClient, audit_database, pb::AuditDatabaseRequest {})
+    }
+
+    /// Makes the recovery keys and their sheet, once.
+    pub async fn export_recovery(&self, request: pb::ExportRecoveryRequest) -> Result<pb::ExportRecoveryResponse> {
+        call!(self, No, AdminServiceClient, export_recovery, request)
+    }
+
+    /// Collects chunks that nothing keeps alive, or says which it would.
+    pub async fn collect_garbage(&self, request: pb::CollectGarbageRequest) -> Result<pb::CollectGarbageResponse> {
+        call!(self, No, AdminServiceClient, collect_garbage, request)
+    }
+
+    /// Reads stored chunks again: progress and findings.
+    pub async fn scrub(&self) -> Result<Answers<pb::ScrubResponse>> {
+        stream!(self, AdminServiceClient, scrub, pb::ScrubRequest {})
+    }
+
+    /// Stops the node, giving running calls this many seconds; 0 means 30.
+    pub async fn shutdown(&self, drain_seconds: u32) -> Result<()> {
+        let message = pb::ShutdownRequest { drain_seconds };
+        let answer: Result<pb::ShutdownResponse> = call!(self, No, AdminServiceClient, shutdown, message);
+        answer.map(|_| ())
+    }
+}

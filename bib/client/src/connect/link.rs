@@ -1,0 +1,152 @@
+//! One channel and the credentials that it was made with.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bib_identity::ClientCredentials;
+use bib_identity::credentials::Loaded;
+use bib_identity::token_file::{TokenFile, TokenFileError};
+use bib_identity::trust::{Expectation, Presented, StoreError, TrustStore};
+use secrecy::ExposeSecret as _;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+
+use super::connector::{Connector, Settings};
+use super::{ConnectFailure, REQUEST_ID};
+use crate::error::{Error, ErrorKind, Result, code};
+use crate::options::Options;
+use crate::target::Target;
+
+/// Bytes in flight on one stream: enough that a bulk stream never waits for an acknowledgement of a fast reader.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes in flight on one connection.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// An idle connection with calls under way is asked this often whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// One channel and the credentials that it was made with. The channel connects when it is first used, and again
+/// whenever the connection breaks.
+pub(crate) struct Link {
+    pub(crate) channel: Channel,
+    settings: Arc<Settings>,
+    bearer: Option<MetadataValue<Ascii>>,
+}
+
+impl Link {
+    /// Reads what is trusted and what is left of the last log-in, and makes the channel. Connects to nothing.
+    pub(crate) fn make(target: &Target, options: &Options) -> Result<Self> {
+        let (expectation, credentials) = match target {
+            Target::Socket(_) => (Expectation::FirstUse(options.first_use), None),
+            Target::Tls { .. } => expectation_and_credentials(target, options)?,
+        };
+        // On the socket the peer's uid counts; a token sent there can only narrow what one may do.
+        let token = match target {
+            Target::Socket(_) => token_of_file(options)?,
+            Target::Tls { .. } => credentials.as_ref().map(|c| c.token().expose_secret().to_owned()),
+        };
+        let bearer = token.map(|token| bearer(&token)).transpose()?;
+        let settings = Arc::new(Settings {
+            target: target.clone(),
+            options: options.clone(),
+            expectation,
+            credentials,
+            presented: Mutex::new(None),
+        });
+        let channel = endpoint(options)?.connect_with_connector_lazy(Connector(Arc::clone(&settings)));
+        Ok(Self { channel, settings, bearer })
+    }
+
+    /// Whether this link shows a certificate or runs on the socket.
+    pub(crate) fn is_logged_in(&self) -> bool {
+        matches!(self.settings.target, Target::Socket(_)) || self.settings.credentials.is_some()
+    }
+
+    /// What the server showed; absent before the first connection and on the socket.
+    pub(crate) fn presented(&self) -> Option<Presented> {
+        self.settings.presented.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A request with its id, the token and a deadline.
+    pub(crate) fn request<T>(&self, message: T, timeout: Option<Duration>) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Ok(id) = self.settings.options.random.id().parse() {
+            request.metadata_mut().insert(REQUEST_ID, id);
+        }
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        if let Some(timeout) = timeout {
+            request.set_timeout(timeout);
+        }
+        request
+    }
+}
+
+fn endpoint(options: &Options) -> Result<Endpoint> {
+    // The address is the connector's business; HTTP/2 wants some authority.
+    Endpoint::from_static("http://node.bib.invalid")
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .user_agent(options.user_agent.clone())
+        .map_err(|error| Error::new(ErrorKind::Invalid, "this user agent is no header value").with_source(error))
+}
+
+fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Expectation, Option<ClientCredentials>)> {
+    let failed = |error: StoreError| ConnectFailure::Store(Arc::new(error)).to_error();
+    let name = match target {
+        Target::Tls { peer: Some(peer), .. } => peer.to_string(),
+        _ => target.address(),
+    };
+    let pin = TrustStore::open(&options.trust_dir()).and_then(|store| store.find(&name)).map_err(failed)?;
+    let now = options.clock.now();
+    let loaded = match (&options.token_file, &pin) {
+        (Some(path), _) => ClientCredentials::judge(TokenFile::load(path).map_err(token_file_error)?, now),
+        (None, Some(pin)) => {
+            ClientCredentials::load(&options.credentials_file(&pin.peer_id), now).map_err(token_file_error)?
+        }
+        (None, None) => Loaded::Absent,
+    };
+    let credentials = match loaded {
+        Loaded::Valid(credentials) => Some(credentials),
+        Loaded::Absent => None,
+        Loaded::Expired { not_after } if options.token_file.is_some() => {
+            return Err(Error::new(ErrorKind::Unauthenticated, format!("the token file expired at {not_after}"))
+                .with_hint("make a new one with `bib token create`"));
+        }
+        // Left out: the client logs in again by itself.
+        Loaded::Expired { .. } => None,
+        Loaded::NotYetValid { not_before } => {
+            return Err(Error::new(ErrorKind::Unauthenticated, format!("the certificate is valid from {not_before}"))
+                .with_hint("check this machine's clock"));
+        }
+    };
+    let expectation = match pin {
+        Some(pin) => Expectation::Pinned(Box::new(pin)),
+        None => Expectation::FirstUse(options.first_use),
+    };
+    Ok((expectation, credentials))
+}
+
+fn token_of_file(options: &Options) -> Result<Option<String>> {
+    let Some(path) = &options.token_file else { return Ok(None) };
+    let file = TokenFile::load(path).map_err(token_file_error)?;
+    Ok(Some(file.token().expose_secret().to_owned()))
+}
+
+pub(crate) fn token_file_error(error: TokenFileError) -> Error {
+    let hint = error.hint().unwrap_or("log in again");
+    Error::new(ErrorKind::Local, "the stored log-in cannot be used")
+        .with_code(code::LOCAL_FILE)
+        .with_hint(hint)
+        .with_source(error)
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<Ascii>> {
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
+        .parse()
+        .map_err(|_| Error::new(ErrorKind::Local, "the stored token is no header value").with_code(code::LOCAL_FILE))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
