@@ -10,16 +10,25 @@
 
 pub mod access;
 pub mod canonical;
+pub mod chunk;
+pub mod citation;
+pub mod content;
 pub mod fields;
 pub mod fingerprint;
+pub mod frame;
 pub mod grant;
 pub mod hash;
 pub mod id;
+pub mod layout;
+mod lines;
 pub mod metadata;
+pub mod name;
+pub mod path;
 pub mod peer;
 pub mod record;
 pub mod signature;
 pub mod statement;
+pub mod text;
 pub mod time;
 
 pub use fingerprint::KeyFingerprint;

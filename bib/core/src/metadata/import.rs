@@ -1,1 +1,0 @@
-//! Reads what other formats say about a dataset.
