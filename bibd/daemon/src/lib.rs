@@ -7,7 +7,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod actor;
+pub mod certificates;
 pub mod clock;
+pub mod config;
+pub mod data_dir;
 pub mod errors;
 pub mod grpc;
+pub mod metrics;
+pub mod ready;
+pub mod secrets;
 pub mod services;
+pub mod supervisor;

@@ -2,8 +2,13 @@
 //! convert. Only this folder names `tonic::Status`. It never contains a rule of the domain.
 
 pub mod call;
+pub mod connections;
 pub mod error;
+pub mod health;
+pub mod listen;
 pub mod peer;
+pub mod revocation;
+pub mod server;
 pub mod stack;
 
 pub use call::{Arrival, arrival_of, call_of, metadata_of};

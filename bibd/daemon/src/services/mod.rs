@@ -3,6 +3,11 @@
 //!
 //! Nothing here names tonic or contains SQL.
 
+pub mod audit;
+pub mod base;
 pub mod error;
+pub mod journal;
+pub mod sequencer;
+pub mod updates;
 
 pub use error::ServiceError;

@@ -130,7 +130,9 @@ struct Admitted {
 impl AuthLayer {
     async fn admit(&self, mut request: Request<Body>) -> Result<Admitted, Box<Status>> {
         let Some(arrival) = request.extensions().get::<Arrival>().cloned() else {
-            return Err(Box::new(ServiceError::internal("the authentication layer is not below the arrival layer").into()));
+            return Err(Box::new(
+                ServiceError::internal("the authentication layer is not below the arrival layer").into(),
+            ));
         };
         let Some(method) = methods::find(request.uri().path()) else {
             let sentence = "the daemon does not know this call";

@@ -1,5 +1,58 @@
-//! The interceptors, outermost first: request id, tracing, panic recovery, metrics, rate limit, authentication with
-//! the audit of what was refused.
+//! The interceptors, outermost first: arrival (request id, span, metrics), panic recovery, rate limit, authentication
+//! with the note of what was refused. [`layers`] is the one place where they are put together.
+//!
+//! Arrival is one layer and not three, because a call has one end, and its log line and its metrics are about that.
 
+pub mod arrival;
 pub mod auth;
 pub mod methods;
+pub mod rate;
+pub mod recovery;
+mod watched;
+
+use std::sync::Arc;
+
+use tower::ServiceBuilder;
+use tower::layer::util::{Identity, Stack};
+
+use crate::clock::Ids;
+use crate::metrics::Metrics;
+
+pub use auth::{Authenticator, Refusal, RefusalSink};
+pub use rate::RateLimiter;
+
+use arrival::ArrivalLayer;
+use auth::AuthLayer;
+use rate::RateLayer;
+use recovery::RecoveryLayer;
+
+/// What the interceptors need.
+#[derive(Clone)]
+pub struct StackParts {
+    /// Makes operation ids.
+    pub ids: Ids,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Limits.
+    pub limiter: RateLimiter,
+    /// Recognises.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Takes note of refusals.
+    pub refusals: Arc<dyn RefusalSink>,
+}
+
+/// The stack as a type.
+pub type Layers = Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<ArrivalLayer, Identity>>>>;
+
+/// The stack, outermost first.
+#[must_use]
+pub fn layers(parts: StackParts) -> Layers {
+    let StackParts { ids, metrics, limiter, authenticator, refusals } = parts;
+    let clock = Arc::clone(ids.clock());
+    ServiceBuilder::new()
+        .layer(ArrivalLayer::new(ids, Arc::clone(&metrics)))
+        .layer(RecoveryLayer::new(Arc::clone(&metrics)))
+        .layer(RateLayer::new(limiter, clock, metrics))
+        .layer(AuthLayer::new(authenticator, refusals))
+        .into_inner()
+}

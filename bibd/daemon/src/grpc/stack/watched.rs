@@ -1,0 +1,66 @@
+//! A response body that carries the request id in its trailers and says with which code it ended.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::grpc::stack::arrival::REQUEST_ID;
+
+/// See the module. Dropped before its end, `end` is dropped without a call.
+pub(super) struct Watched<F: FnOnce(Code)> {
+    inner: Body,
+    request_id: HeaderValue,
+    end: Option<F>,
+}
+
+impl<F: FnOnce(Code)> Watched<F> {
+    pub(super) fn new(inner: Body, request_id: HeaderValue, end: F) -> Self {
+        Self { inner, request_id, end: Some(end) }
+    }
+
+    fn finish(&mut self, code: Code) {
+        if let Some(end) = self.end.take() {
+            end(code);
+        }
+    }
+}
+
+impl<F: FnOnce(Code) + Unpin> HttpBody for Watched<F> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    let code = trailers.get(Status::GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()));
+                    trailers.insert(REQUEST_ID, self.request_id.clone());
+                    self.finish(code.unwrap_or(Code::Unknown));
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(status)) => {
+                self.finish(status.code());
+                Some(Err(status))
+            }
+            None => {
+                self.finish(Code::Unknown);
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

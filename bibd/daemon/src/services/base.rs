@@ -1,0 +1,213 @@
+//! What every use case stands on: the node, its database, its store, its journal. Built once by `app.rs`.
+
+use std::sync::Arc;
+
+use bib_core::access::{Caller, Decision, Embargo, Needs, Place, Standing, Verb, Visibility, decide};
+use bib_core::record::{Body, Revision, SignedRecord};
+use bib_core::{PeerId, Timestamp};
+use bib_identity::NodeKey;
+use bibd_blobs::BlobStore;
+use bibd_catalog::records::StoredRecord;
+use bibd_catalog::{Context, Db, Error as CatalogError, Tx, records};
+
+use super::error::ServiceError;
+use super::journal::Journal;
+use super::updates::Updates;
+use crate::actor::{Actor, Call};
+use crate::clock::Ids;
+use crate::errors::ErrorCode;
+
+/// Bytes that a user's uploads and versions may take; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quotas {
+    /// Staged by uploads that have not committed.
+    pub staging_bytes: Option<u64>,
+    /// Published.
+    pub storage_bytes: Option<u64>,
+}
+
+/// The node as its use cases see it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The catalog.
+    pub db: Db,
+    /// The chunks.
+    pub blobs: BlobStore,
+    /// Signs records and checkpoints.
+    pub key: Arc<NodeKey>,
+    /// Who this node is.
+    pub peer: PeerId,
+    /// The number that every restore raises.
+    pub epoch: u64,
+    /// Clock, ids, randomness.
+    pub ids: Ids,
+    /// The audit log.
+    pub journal: Journal,
+    /// Who listens to changes of topics.
+    pub updates: Updates,
+    /// Limits for users without their own.
+    pub quotas: Quotas,
+}
+
+impl Base {
+    /// Now, by the node's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.ids.clock().now()
+    }
+
+    /// On whose behalf the statements of this call run.
+    #[must_use]
+    pub fn context(&self, call: &Call, component: &'static str) -> Context {
+        let user = call.actor.user.as_uuid();
+        Context { operation: call.operation, user: (!user.is_nil()).then_some(user), component }
+    }
+
+    /// Begins the transaction of a use case.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn begin(&self, call: &Call, component: &'static str) -> Result<Tx, ServiceError> {
+        Ok(self.db.begin(&self.context(call, component)).await?)
+    }
+
+    /// A call of the node itself.
+    #[must_use]
+    pub fn internal_call(&self, component: &'static str) -> Call {
+        let operation = self.ids.operation();
+        Call { operation, request_id: operation.to_string(), actor: Actor::internal(component), time: self.now() }
+    }
+
+    /// Signs the next revision of a record. `make` writes the body for the revision it is given.
+    ///
+    /// # Errors
+    /// When the revision cannot grow, or the body breaks a limit of its format.
+    pub async fn sign_next(
+        &self,
+        tx: &mut Tx,
+        kind: &str,
+        id: &str,
+        make: impl FnOnce(Revision) -> Body,
+    ) -> Result<StoredRecord, ServiceError> {
+        let before = records::find(tx, kind, id).await?;
+        let revision = match &before {
+            None => Revision::first(self.epoch),
+            Some(record) => {
+                let revision = record.revision();
+                revision.next(revision.tenure, self.epoch).map_err(ServiceError::internal)?
+            }
+        };
+        self.sign(&make(revision))
+    }
+
+    /// Signs a record's body as it is.
+    ///
+    /// # Errors
+    /// When the body breaks a limit of its format.
+    pub fn sign(&self, body: &Body) -> Result<StoredRecord, ServiceError> {
+        let bytes = body.to_bytes().map_err(|e| ServiceError::invalid("record", e.to_string()))?;
+        let sig = self.key.sign(body.purpose(), &bytes);
+        let record = SignedRecord { body: bytes, key: self.peer, sig };
+        Ok(StoredRecord::new(&record, body.revision())?)
+    }
+}
+
+/// Who asks, for the policy. The node itself may what an admin may.
+#[must_use]
+pub fn caller(actor: &Actor) -> Caller {
+    Caller::User(actor.role)
+}
+
+/// Asks the policy about the node as such.
+///
+/// # Errors
+/// When the actor may not, or the session's scope does not reach that far.
+pub fn allow_node(call: &Call, verb: Verb) -> Result<(), ServiceError> {
+    let decision = decide(verb, caller(&call.actor), Place::Node);
+    settle(decision, verb, "node", "")?;
+    let narrow = match verb {
+        Verb::NodeRead => false,
+        // A token never makes tokens, keys or certificates wider than itself; the services check that.
+        Verb::SelfManage => false,
+        Verb::TopicCreate => !call.actor.scopes.allow_admin(),
+        _ => !call.actor.scopes.allow_admin(),
+    };
+    if narrow { Err(scope(verb)) } else { Ok(()) }
+}
+
+/// Asks the policy about a topic or what lies in it. What the caller may not see is answered as not there.
+///
+/// # Errors
+/// When the actor may not, or the session's scope does not reach that far.
+pub fn allow_topic(
+    call: &Call,
+    verb: Verb,
+    topic: &str,
+    visibility: Visibility,
+    standing: Standing,
+    embargo: Embargo,
+    what: (&'static str, &str),
+) -> Result<(), ServiceError> {
+    let place = Place::Topic { visibility, standing, embargo };
+    settle(decide(verb, caller(&call.actor), place), verb, what.0, what.1)?;
+    let scopes = &call.actor.scopes;
+    let reaches = match verb {
+        Verb::TopicRead | Verb::DatasetShow | Verb::DatasetRead => scopes.allow_read(topic),
+        Verb::DatasetPublish | Verb::Tag => scopes.allow_write(topic),
+        _ => scopes.allow_admin(),
+    };
+    match (reaches, verb) {
+        (true, _) => Ok(()),
+        // Outside its scope a token does not even learn that a topic exists.
+        (false, Verb::TopicRead | Verb::DatasetShow | Verb::DatasetRead) => {
+            Err(ServiceError::not_found(what.0, what.1))
+        }
+        (false, _) => Err(scope(verb)),
+    }
+}
+
+fn settle(decision: Decision, verb: Verb, what: &'static str, name: &str) -> Result<(), ServiceError> {
+    match decision {
+        Decision::Allow => Ok(()),
+        Decision::Hidden => Err(ServiceError::not_found(what, name)),
+        Decision::Denied(Needs::Role(role)) => Err(ServiceError::denied(
+            format!("{verb} needs the role {role}"),
+            "ask an admin of this node; `bib whoami` shows your role",
+        )),
+        Decision::Denied(Needs::Grant(level)) => Err(ServiceError::denied(
+            format!("{verb} needs a {level} grant on the topic of `{name}`"),
+            "ask its creator for `bib topic grant`; `bib topic show` says what you may do there",
+        )),
+        Decision::Denied(Needs::User) => {
+            Err(ServiceError::denied(format!("{verb} is for users of this node"), "log in with `bib login`"))
+        }
+    }
+}
+
+fn scope(verb: Verb) -> ServiceError {
+    ServiceError::Denied {
+        code: ErrorCode::SCOPE_TOO_NARROW,
+        sentence: format!("the token's scope does not allow {verb}"),
+        hint: "`bib token create --scope` makes one that does, if you may".to_owned(),
+    }
+}
+
+impl From<CatalogError> for ServiceError {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::Unavailable(_) | CatalogError::Collision => {
+                Self::unavailable(ErrorCode::DATABASE_UNAVAILABLE, "the database does not answer at the moment")
+            }
+            CatalogError::Full => Self::unavailable(ErrorCode::DISK_FULL, "the database has no space left"),
+            CatalogError::Conflict { constraint } => Self::conflict(
+                ErrorCode::CONFLICT,
+                format!("somebody else changed this at the same time ({constraint})"),
+                "try again",
+            ),
+            CatalogError::Refused { constraint } => {
+                Self::invalid("value", format!("the catalog does not accept it ({constraint})"))
+            }
+            other => Self::internal(other),
+        }
+    }
+}
