@@ -76,15 +76,14 @@ fn candidates(configured: Option<&Path>) -> Vec<PathBuf> {
     all.extend(children("/usr/local/opt", "postgresql@", "bin"));
     all.push(PathBuf::from("/usr/local/pgsql/bin"));
     let mut seen = BTreeSet::new();
-    all.into_iter()
-        .filter(|directory| directory.join("postgres").exists())
-        .filter(|directory| seen.insert(real(directory)))
-        .collect()
+    all.into_iter().filter_map(|directory| real(&directory)).filter(|directory| seen.insert(directory.clone())).collect()
 }
 
-/// Where the `postgres` of a directory really lies: a directory of links is the same place.
-fn real(directory: &Path) -> PathBuf {
-    std::fs::canonicalize(directory.join("postgres")).unwrap_or_else(|_| directory.to_path_buf())
+/// Where the `postgres` of a directory really lies: a directory of links (`/usr/local/bin`) is that same place, and
+/// may have only some of the links.
+fn real(directory: &Path) -> Option<PathBuf> {
+    let program = std::fs::canonicalize(directory.join("postgres")).ok()?;
+    program.parent().map(Path::to_path_buf)
 }
 
 fn children(parent: &str, prefix: &str, inner: &str) -> Vec<PathBuf> {

@@ -179,8 +179,6 @@ pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error>
     const WHAT: &str = "set the privileges of the database";
     let mut sql = Script::default();
     sql.add(format!("ALTER DATABASE {DATABASE} OWNER TO {OWNER}"));
-    // Nothing of ours is in `public`; RESTRICT refuses to drop what somebody put there.
-    sql.add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
     for creator in [OWNER, MIGRATE, ADMIN] {
         sql.add(format!("ALTER DEFAULT PRIVILEGES FOR ROLE {creator} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC"));
         sql.add(format!("ALTER DEFAULT PRIVILEGES FOR ROLE {creator} REVOKE USAGE ON TYPES FROM PUBLIC"));
@@ -227,11 +225,23 @@ pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error>
 
 /// Drops the schema `public` when nothing is in it. Kept, closed, when somebody put something there.
 async fn drop_public(connection: &mut PgConnection) -> Result<(), Error> {
-    let mut sql = Script::default();
-    sql.add("DROP SCHEMA IF EXISTS public RESTRICT");
-    match sql.run(connection, "drop the schema public").await {
+    const WHAT: &str = "close the schema public";
+    const DEPENDENT_OBJECTS_STILL_EXIST: &str = "2BP01";
+    let found = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = 'public'")
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(Error::sql(WHAT))?;
+    if found.is_none() {
+        return Ok(());
+    }
+    let mut close = Script::default();
+    close.add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    close.run(connection, WHAT).await?;
+    let mut drop = Script::default();
+    drop.add("DROP SCHEMA public RESTRICT");
+    match drop.run(connection, WHAT).await {
         Err(Error::Sql { source, .. })
-            if source.as_database_error().is_some_and(|e| e.code().as_deref() == Some("2BP01")) =>
+            if source.as_database_error().is_some_and(|e| e.code().as_deref() == Some(DEPENDENT_OBJECTS_STILL_EXIST)) =>
         {
             tracing::warn!("the schema public of the database is not empty; it stays, closed to everybody");
             Ok(())
