@@ -8,7 +8,8 @@ mod seal;
 
 pub use list::{Filter, Listed, Position, list};
 pub use read::{
-    Counted, LoggedRow, checkpoints, count, digests, find_sealed, newest_checkpoint, rows, unsealed_entries,
+    Counted, LoggedRow, UnsealedRow, checkpoints, count, digests, find_sealed, newest_checkpoint, queued_without_entry,
+    rows, unsealed_entries,
 };
 pub use seal::{Queued, insert_checkpoint, load_heads, make_block, seal_next};
 

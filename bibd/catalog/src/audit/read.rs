@@ -1,6 +1,6 @@
 //! Reading the log in its order: for verification, proofs and export.
 
-use bib_core::{Hash, Timestamp};
+use bib_core::Hash;
 use futures::Stream;
 use futures::StreamExt as _;
 use sqlx::FromRow;
@@ -39,13 +39,22 @@ static FIND_SEALED: Statement = Statement::new(
 static UNSEALED: Statement = Statement::new(
     Class::Select,
     "audit_entry",
-    "SELECT e.id, e.time, q.id IS NOT NULL AS queued
+    "SELECT e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
+            q.id IS NOT NULL AS queued
      FROM bib.audit_entry e
      LEFT JOIN bib.audit_seal s ON s.entry_id = e.id
      LEFT JOIN bib.audit_unsealed q ON q.id = e.id
      WHERE s.entry_id IS NULL
      ORDER BY e.time, e.id
      LIMIT $1",
+);
+
+static QUEUED_WITHOUT_ENTRY: Statement = Statement::new(
+    Class::Select,
+    "audit_unsealed",
+    "SELECT q.id FROM bib.audit_unsealed q
+     LEFT JOIN bib.audit_entry e ON e.id = q.id AND e.time = q.time
+     WHERE e.id IS NULL ORDER BY q.n LIMIT $1",
 );
 
 static DIGESTS: Statement = Statement::new(
@@ -72,7 +81,7 @@ static COUNT: Statement = Statement::new(
 );
 
 pub(super) static STATEMENTS: &[&Statement] =
-    &[&ROWS, &FIND_SEALED, &UNSEALED, &DIGESTS, &CHECKPOINTS, &NEWEST_CHECKPOINT, &COUNT];
+    &[&ROWS, &FIND_SEALED, &UNSEALED, &QUEUED_WITHOUT_ENTRY, &DIGESTS, &CHECKPOINTS, &NEWEST_CHECKPOINT, &COUNT];
 
 /// A seal with what it seals, as the tables hold them.
 #[derive(Debug, Clone, FromRow)]
@@ -137,14 +146,50 @@ pub async fn find_sealed(session: &mut impl Session, epoch: u64, seq: u64) -> Re
     FIND_SEALED.on(session).bind(signed(epoch)?).bind(signed(seq)?).optional().await
 }
 
-/// Entries without a seal, and whether each stands in the queue: one that does not was smuggled in, or its queue row
-/// was taken away.
+/// An entry without a seal.
+#[derive(Debug, Clone, FromRow)]
+pub struct UnsealedRow {
+    /// Its id.
+    pub id: Uuid,
+    /// Its time column.
+    pub time: OffsetDateTime,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Copy of the node.
+    pub node: String,
+    /// Copy of the actor.
+    pub actor: String,
+    /// Copy of the door.
+    pub via: String,
+    /// Copy of the action.
+    pub action: String,
+    /// Copy of the target.
+    pub target: String,
+    /// Copy of the result.
+    pub result: String,
+    /// Copy of the operation.
+    pub operation: Uuid,
+    /// Copy of the job.
+    pub job: Option<Uuid>,
+    /// It stands in the queue. One that does not was smuggled in, or its queue row was taken away.
+    pub queued: bool,
+}
+
+/// Entries without a seal.
 ///
 /// # Errors
 /// When the database is gone.
-pub async fn unsealed_entries(session: &mut impl Session, limit: i64) -> Result<Vec<(Uuid, Timestamp, bool)>> {
-    let rows: Vec<(Uuid, OffsetDateTime, bool)> = UNSEALED.on(session).bind(limit).all().await?;
-    Ok(rows.into_iter().map(|(id, time, queued)| (id, time.into(), queued)).collect())
+pub async fn unsealed_entries(session: &mut impl Session, limit: i64) -> Result<Vec<UnsealedRow>> {
+    UNSEALED.on(session).bind(limit).all().await
+}
+
+/// Ids in the queue whose entry is gone.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn queued_without_entry(session: &mut impl Session, limit: i64) -> Result<Vec<Uuid>> {
+    let rows: Vec<(Uuid,)> = QUEUED_WITHOUT_ENTRY.on(session).bind(limit).all().await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
 /// The sealed digests after number `after` up to number `upto`, in order.
