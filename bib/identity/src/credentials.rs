@@ -16,7 +16,7 @@ use crate::token_file::{self, TokenFile, TokenFileError};
 /// Usable credentials: key and certificate belong together and are in date.
 #[derive(Debug)]
 pub struct ClientCredentials {
-    file: TokenFile,
+    file: Box<TokenFile>,
 }
 
 /// What lies in a credentials file.
@@ -61,7 +61,7 @@ impl ClientCredentials {
         } else if now < info.not_before {
             Loaded::NotYetValid { not_before: info.not_before }
         } else {
-            Loaded::Valid(Self { file })
+            Loaded::Valid(Self { file: Box::new(file) })
         }
     }
 

@@ -1,5 +1,5 @@
 //! The node's key, sealed secrets and the recovery sheet, against real files and the public `age` tool.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
 

@@ -29,7 +29,7 @@ pub struct PassphraseRequest<'a> {
 }
 
 enum Holder {
-    Memory(PrivateKey),
+    Memory(Box<PrivateKey>),
     Agent(PathBuf),
 }
 
@@ -52,7 +52,7 @@ impl UserKey {
         // Before the passphrase: the type stands in the clear.
         let public = public_of(path, &key)?;
         let key = if key.is_encrypted() { decrypt(path, &key, passphrase)? } else { key };
-        Ok(Self { public, holder: Holder::Memory(key) })
+        Ok(Self { public, holder: Holder::Memory(Box::new(key)) })
     }
 
     /// A key that the agent at `socket` holds.
@@ -161,5 +161,5 @@ pub fn generate(path: &Path, comment: &str, rng: &mut impl CryptoRngCore) -> Res
     file::create_private(path, text.as_bytes())?;
     let line = format!("{} {}\n", public.to_line(), public.comment());
     file::replace_public(&path.with_added_extension("pub"), line.as_bytes())?;
-    Ok(UserKey { public, holder: Holder::Memory(key) })
+    Ok(UserKey { public, holder: Holder::Memory(Box::new(key)) })
 }
