@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// Called with the name of each step that was just finished; by default does nothing.
 ///
-/// Names: `put.verified`, `put.written`, `put.synced`, `put.renamed`, `put.durable` (in this order per chunk),
+/// Names: `put.verified`, `put.written`, `put.synced`, `put.renamed` (in this order per chunk), `put.durable` (per round),
 /// `trash.marked`, `trash.renamed`, `trash.durable`, `restore.renamed`, `restore.durable`, `remove.unlinked`.
 /// The hook runs on a blocking thread while no lock is held, except for `*.renamed`.
 #[derive(Clone, Default)]

@@ -237,7 +237,9 @@ impl Inner {
             if after.is_some_and(|after| hash <= after) {
                 continue;
             }
-            if !page.files.is_empty() && (page.files.len() >= budget.files || page.bytes_read >= budget.bytes) {
+            let spent =
+                page.files.len() >= budget.files || (depth == Depth::Contents && page.bytes_read >= budget.bytes);
+            if spent && !page.files.is_empty() {
                 return Ok(false);
             }
             page.files.extend(self.scrub_file(hash, depth, &mut page.bytes_read));

@@ -41,7 +41,10 @@ fn act() -> impl Strategy<Value = Act> {
 /// Chunk `n`: even ones compress.
 fn raw(n: u8) -> Bytes {
     let len = 1 + usize::from(n) * 777;
-    (0..len).map(|i| if n % 2 == 0 { n } else { (i * 31 % 251) as u8 ^ (i / 7) as u8 ^ n }).collect::<Vec<u8>>().into()
+    (0..len)
+        .map(|i| if n.is_multiple_of(2) { n } else { (i * 31 % 251) as u8 ^ (i / 7) as u8 ^ n })
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 #[derive(Default)]
@@ -60,7 +63,7 @@ proptest! {
 }
 
 async fn run(acts: Vec<Act>) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = support::memory_dir();
     let open = || BlobStore::open(&dir.path().join("store"), Settings::default()).unwrap();
     let (mut store, mut model, mut clock) = (open(), Model::default(), 1_000u64);
     let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);

@@ -44,7 +44,7 @@ async fn a_kill_between_any_two_steps_loses_nothing_acknowledged() {
     for round in 0..50 {
         let point = points[round % points.len()];
         let hits = if point == "put.durable" { CHUNKS / 8 } else { CHUNKS };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = support::memory_dir();
         let root = dir.path().join("store");
         let seed = round.to_string();
         let run = |kill: &[&str]| {

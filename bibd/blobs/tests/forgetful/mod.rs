@@ -5,6 +5,8 @@
 //! `mod forgetful;` from a test: [`Forgetful::new`], [`Forgetful::mount`], work in [`Mounted::path`], let
 //! [`Forgetful::cut_power_after`] strike, unmount, [`Forgetful::forget`], mount again.
 
+#![allow(dead_code, unreachable_pub)]
+
 mod fuse;
 mod state;
 

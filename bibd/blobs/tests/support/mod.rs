@@ -1,6 +1,6 @@
 //! What the tests of this crate share.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use bibd_blobs::{Location, Stored};
 use bytes::Bytes;
@@ -24,7 +24,12 @@ pub fn random_chunk(rng: &mut StdRng, most: usize) -> Bytes {
     bytes.into()
 }
 
-/// Whether a test may pass without what this machine lacks: not in CI.
+/// A directory for tests that need no disk: in memory, where the machine has such a place.
+pub fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Says that a test passes without having tested anything; in CI it fails instead.
 pub fn skip(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "needed in CI: {why}");
     let notice = format!("SKIPPED: {why}\n");
