@@ -11,6 +11,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod access;
 pub mod audit;
 pub mod chunks;
 pub mod datasets;
@@ -19,11 +20,13 @@ mod error;
 pub mod grants;
 pub mod leases;
 pub mod migrate;
+pub mod node;
 pub mod pages;
 pub mod records;
 mod row;
 mod statement;
 pub mod topics;
+pub mod users;
 pub mod versions;
 
 pub use db::{Context, Db, Pools, Read, Session, Tx};
@@ -33,14 +36,17 @@ pub use statement::{Class, Statement};
 /// Every statement of the catalog, for the test that prepares each against the real schema.
 pub fn statements() -> impl Iterator<Item = &'static Statement> {
     [
+        access::STATEMENTS.to_vec(),
         audit::statements(),
         chunks::STATEMENTS.to_vec(),
         datasets::STATEMENTS.to_vec(),
         grants::STATEMENTS.to_vec(),
         leases::STATEMENTS.to_vec(),
+        node::STATEMENTS.to_vec(),
         pages::STATEMENTS.to_vec(),
         records::STATEMENTS.to_vec(),
         topics::STATEMENTS.to_vec(),
+        users::STATEMENTS.to_vec(),
         versions::STATEMENTS.to_vec(),
     ]
     .into_iter()
