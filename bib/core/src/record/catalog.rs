@@ -7,13 +7,10 @@ use super::{Header, signature_hex};
 use crate::access::Visibility;
 use crate::canonical::CanonicalError;
 use crate::fields::{Extra, FieldError, Fields, check_paragraph, put, put_some};
+use crate::name::{DatasetName, TagName, TopicName};
 use crate::record::Revision;
 use crate::statement::{Author, MAX_STATEMENT_BYTES, Statement};
 use crate::{DatasetId, Hash, KeyFingerprint, Nonce, PeerId, Timestamp, TopicId};
-
-type TopicName = String;
-type DatasetName = String;
-type TagName = String;
 
 /// The longest title, in bytes.
 pub const MAX_TITLE_BYTES: usize = 512;

@@ -52,8 +52,24 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
+/// Brackets nest at most this deep. The YAML scanner looks at every open one for each token, so that a file of
+/// brackets alone would take hours.
+const MAX_FLOW_DEPTH: usize = 64;
+
 /// Parses the file. The error names the member and the line.
 pub(super) fn parse(bytes: &[u8]) -> Result<File, String> {
+    // Brackets inside texts are counted too: it takes 65 unclosed ones to be refused by mistake.
+    let mut depth = 0_usize;
+    for byte in bytes {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_FLOW_DEPTH {
+            return Err(format!("brackets nest deeper than {MAX_FLOW_DEPTH} levels"));
+        }
+    }
     serde_yaml_ng::from_slice(bytes).map_err(|e| e.to_string().chars().take(300).collect())
 }
 

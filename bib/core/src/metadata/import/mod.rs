@@ -178,7 +178,7 @@ fn text(value: Option<&Value>, at: &str) -> Result<Option<String>, FieldError> {
 }
 
 /// A value that may stand alone or in a list, as a list.
-fn items<'a>(value: Option<&'a Value>) -> &'a [Value] {
+fn items(value: Option<&Value>) -> &[Value] {
     match value {
         None => &[],
         Some(Value::Array(items)) => items,

@@ -200,7 +200,10 @@ fn refuses_bombs() {
     }
     yaml.push_str("keywords: *a9\n");
     assert!(read(Source::Cff, yaml.as_bytes()).is_err());
-    assert!(read(Source::Cff, format!("title: {}", "[".repeat(100_000)).as_bytes()).is_err());
+    let megabyte = |unit: &str| unit.repeat(MAX_FILE_BYTES / unit.len());
+    for unit in ["[", "{", "- ", "? ", "a: ", "&a ", "*a ", "!a ", "\"", "- [\n"] {
+        assert!(read(Source::Cff, megabyte(unit).as_bytes()).is_err(), "{unit:?}");
+    }
     assert!(read(Source::RoCrate, "[".repeat(100_000).as_bytes()).is_err());
     assert!(matches!(read(Source::Cff, &vec![b' '; MAX_FILE_BYTES + 1]), Err(ImportError::TooLong { .. })));
 }
