@@ -1,7 +1,7 @@
 //! Reading and writing the members of a canonical JSON object by name, with errors that name the member.
 //!
-//! Every format in this crate keeps members it does not know: [`Fields::rest`] is what is left after the known ones
-//! were taken, and [`put`] writes known members over it.
+//! Every format in this crate keeps members it does not know: `Fields::rest` is what is left after the known ones
+//! were taken, and `put` writes known members over it.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
