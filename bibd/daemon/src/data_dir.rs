@@ -201,7 +201,7 @@ fn lock(root: &Path) -> Result<File, DataDirError> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();
             // What cannot be read is said as 0.
-            let _ = file.by_ref().take(20).read_to_string(&mut text);
+            let _ = (&file).take(20).read_to_string(&mut text);
             return Err(DataDirError::Locked { path: root.to_owned(), pid: text.trim().parse().unwrap_or(0) });
         }
         Err(errno) => return Err(DataDirError::io("lock", &path)(errno.into())),

@@ -7,12 +7,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod actor;
+pub mod app;
 pub mod certificates;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data_dir;
+pub mod doctor;
 pub mod errors;
+pub mod foundation;
 pub mod grpc;
+pub mod logging;
 pub mod metrics;
 pub mod ready;
 pub mod secrets;

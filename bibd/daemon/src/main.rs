@@ -1,2 +1,5 @@
-//! Sketch.
-fn main() {}
+//! The `bibd` binary: nothing but the command line of the library.
+
+fn main() -> std::process::ExitCode {
+    bibd::cli::main()
+}

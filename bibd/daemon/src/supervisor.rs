@@ -236,7 +236,7 @@ mod tests {
         Supervisor::new(Metrics::new().unwrap(), Arc::new(SystemClock), Entropy::seeded(1))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_panics_is_made_again() {
         let (supervisor, runs) = (supervisor(), Arc::new(AtomicU32::new(0)));
         let counter = Arc::clone(&runs);
@@ -256,7 +256,7 @@ mod tests {
         assert!(supervisor.0.metrics.render().contains(r#"bibd_tasks_failed_total{task="shaky"} 2"#));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_without_which_nothing_works_stops_the_daemon() {
         let supervisor = supervisor();
         supervisor.spawn(TaskKind::Edge, Policy::StopDaemon, "server", |_| async { Err("boom".into()) });
@@ -264,10 +264,10 @@ mod tests {
         assert_eq!(reason, "server: boom");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_does_not_listen_is_ended_at_the_deadline() {
         let supervisor = supervisor();
         supervisor.spawn(TaskKind::Edge, Policy::OneShot, "deaf", |_| std::future::pending());
-        assert!(!supervisor.stop(TaskKind::Edge, Duration::from_secs(5)).await);
+        assert!(!supervisor.stop(TaskKind::Edge, Duration::from_millis(50)).await);
     }
 }

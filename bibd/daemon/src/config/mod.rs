@@ -247,7 +247,7 @@ pub struct Database {
     pub provisioner: Provisioner,
     /// Where `postgres` and `initdb` are. Default: PATH, then the distribution's directories.
     pub bin_dir: Option<PathBuf>,
-    /// The user that PostgreSQL runs as when the daemon is root. Default: `postgres`.
+    /// The user that PostgreSQL runs as when the daemon is root. Default: `bibd` where there is one, else `postgres`.
     pub run_as: Option<String>,
     /// `shared_buffers`.
     pub shared_buffers: Size,

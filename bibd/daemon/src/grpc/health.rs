@@ -193,13 +193,27 @@ impl HealthService for Health {
 /// # Errors
 /// Never by itself; the signature is the supervisor's.
 pub async fn report(board: HealthBoard, reporter: HealthReporter, stop: CancellationToken) -> TaskResult {
-    let mut changes = WatchStream::new(board.subscribe());
-    while let Some(Some(components)) = stop.run_until_cancelled(changes.next()).await {
-        let down = components.values().any(|condition| matches!(condition, Condition::Down(_)));
+    let mut changes = board.subscribe();
+    loop {
+        let down = changes.borrow_and_update().values().any(|condition| matches!(condition, Condition::Down(_)));
         let status = if down { tonic_health::ServingStatus::NotServing } else { tonic_health::ServingStatus::Serving };
-        reporter.set_service_status("", status).await;
-        reporter.set_service_status("bib.v1.HealthService", status).await;
+        set(&reporter, "", status).await;
+        set(&reporter, "bib.v1.HealthService", status).await;
+        match stop.run_until_cancelled(changes.changed()).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => break,
+        }
     }
-    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    set(&reporter, "", tonic_health::ServingStatus::NotServing).await;
     Ok(())
+}
+
+/// Boxed, because the compiler cannot see that the reporter's generic future is `Send` for every lifetime.
+fn set(
+    reporter: &HealthReporter,
+    service: &'static str,
+    status: tonic_health::ServingStatus,
+) -> futures::future::BoxFuture<'static, ()> {
+    let reporter = reporter.clone();
+    Box::pin(async move { reporter.set_service_status(service.to_owned(), status).await })
 }

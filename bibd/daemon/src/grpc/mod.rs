@@ -3,6 +3,7 @@
 
 pub mod call;
 pub mod connections;
+pub mod edge;
 pub mod error;
 pub mod health;
 pub mod listen;

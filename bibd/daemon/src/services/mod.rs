@@ -1,15 +1,13 @@
 //! The use cases, one file each. A use case takes a [`crate::actor::Call`] first, decides by `bib_core::access`, does
 //! its work in one transaction together with its audit entry, and returns domain types or a [`ServiceError`].
 //!
-//! Nothing here contains SQL. [`Edge::build`] is where services are built and their handlers are put together.
+//! Nothing here names tonic or contains SQL. `grpc/edge.rs` builds the services and puts their handlers together.
 
+pub mod audit;
+pub mod base;
 pub mod error;
-
-use std::sync::Arc;
-
-use tonic::service::Routes;
-
-use crate::foundation::Foundation;
-use crate::grpc::stack::{Authenticator, RefusalSink};
+pub mod journal;
+pub mod sequencer;
+pub mod updates;
 
 pub use error::ServiceError;

@@ -1,0 +1,234 @@
+//! What services are built on: identity, secrets, database, blobs, and the frame around them, opened in the order that
+//! a start needs. Nothing here serves a call.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bib_core::PeerId;
+use bib_identity::NodeKey;
+use bibd_blobs::BlobStore;
+use bibd_catalog::{Db, Pools, migrate};
+use bibd_postgres::database::Database;
+use bibd_postgres::superuser::{Act, PrivilegedObserver};
+use bibd_postgres::{GroupRole, ManagedPostgres, Randomness, RunAs, Settings};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::Connection as _;
+use tokio::sync::watch;
+
+use crate::app::StartError;
+use crate::certificates::Certificates;
+use crate::clock::{Clock, Entropy, Ids};
+use crate::config::{Compression, Config, Loaded, Places};
+use crate::data_dir::DataDir;
+use crate::grpc::connections::ConnectionRegistry;
+use crate::grpc::health::HealthBoard;
+use crate::grpc::revocation::CertificateList;
+use crate::grpc::stack::RateLimiter;
+use crate::logging::Logs;
+use crate::metrics::Metrics;
+use crate::secrets::Secrets;
+use crate::supervisor::Supervisor;
+
+/// How long a call waits for a database connection (security.md, B-STO 11).
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The sequencer works alone; the second connection is for its checkpoints.
+const SEAL_CONNECTIONS: u32 = 2;
+const AUDIT_CONNECTIONS: u32 = 4;
+const MONITOR_CONNECTIONS: u32 = 2;
+/// Uses of the superuser that are remembered until the audit log takes them.
+const MAX_USES: usize = 256;
+
+/// Everything that services are built on. Cheap to clone.
+#[derive(Clone)]
+pub struct Foundation {
+    /// The configuration with its origins.
+    pub loaded: Arc<Loaded>,
+    /// Where everything lies.
+    pub places: Arc<Places>,
+    /// The data directory, locked.
+    pub data: Arc<DataDir>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Makes ids; its generator is the one of the daemon.
+    pub ids: Ids,
+    /// The node's key.
+    pub key: Arc<NodeKey>,
+    /// Who this node is.
+    pub peer_id: PeerId,
+    /// Raised by every restore.
+    pub epoch: u64,
+    /// The sealed secrets.
+    pub secrets: Secrets,
+    /// CA and TLS.
+    pub certificates: Arc<Certificates>,
+    /// Which client certificates count.
+    pub certificate_list: CertificateList,
+    /// Live connections.
+    pub connections: ConnectionRegistry,
+    /// The rate limit.
+    pub limiter: RateLimiter,
+    /// The managed PostgreSQL.
+    pub postgres: Arc<dyn ManagedPostgres>,
+    /// Its roles and logins.
+    pub database: Arc<Database>,
+    /// Uses of the superuser that the audit log has not taken yet.
+    pub superuser_uses: Arc<SuperuserUses>,
+    /// The catalog.
+    pub db: Db,
+    /// The chunks.
+    pub blobs: BlobStore,
+    /// Starts tasks.
+    pub supervisor: Supervisor,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Where components say how they are.
+    pub health: HealthBoard,
+    /// The daemon's log.
+    pub logs: Logs,
+    /// Asks the daemon to stop.
+    pub shutdown: Shutdown,
+    /// When the daemon started, on the monotonic scale.
+    pub started: Instant,
+    /// Where TLS is served.
+    pub addresses: Arc<Vec<std::net::SocketAddr>>,
+    /// The line of a public key that becomes an admin at the first start.
+    pub admin_key: Option<Arc<str>>,
+}
+
+impl Foundation {
+    /// The configuration's values.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.loaded.config
+    }
+
+    /// The daemon's random number generator.
+    #[must_use]
+    pub fn entropy(&self) -> &Entropy {
+        self.ids.entropy()
+    }
+}
+
+/// Asks the daemon to stop; the composition root listens. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown(Arc<watch::Sender<Option<Duration>>>);
+
+impl Shutdown {
+    /// Stop, and give running calls this long.
+    pub fn request(&self, drain: Duration) {
+        self.0.send_replace(Some(drain));
+    }
+
+    /// Waits until somebody asked.
+    pub async fn requested(&self) -> Duration {
+        let mut asked = self.0.subscribe();
+        match asked.wait_for(Option::is_some).await {
+            Ok(drain) => drain.unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// One use of the superuser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuperuserUse {
+    /// What for.
+    pub act: Act,
+    /// How long the connection lived.
+    pub lived: Duration,
+    /// Whether the act succeeded.
+    pub succeeded: bool,
+}
+
+/// What the superuser was used for, kept until the audit log exists and takes it.
+#[derive(Debug, Default)]
+pub struct SuperuserUses(Mutex<Vec<SuperuserUse>>);
+
+impl SuperuserUses {
+    /// Takes what has gathered; the caller writes it into the audit log.
+    #[must_use]
+    pub fn take(&self) -> Vec<SuperuserUse> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl PrivilegedObserver for SuperuserUses {
+    fn opening(&self, act: Act) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if uses.len() >= MAX_USES {
+            return Err(format!("{} is refused: {MAX_USES} uses wait for the audit log", act.name()).into());
+        }
+        Ok(())
+    }
+
+    fn closed(&self, act: Act, lived: Duration, succeeded: bool) {
+        let duration_ms = u64::try_from(lived.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(act = act.name(), duration_ms, succeeded, "the database superuser was used");
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(SuperuserUse { act, lived, succeeded });
+    }
+}
+
+/// The provisioner's settings.
+pub(crate) fn postgres_settings(config: &Config, places: &Places) -> Settings {
+    let database = &config.database;
+    let mebibytes = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    let mut settings = Settings::new(&places.data, &places.runtime);
+    settings.bin_dir.clone_from(&database.bin_dir);
+    settings.run_as = database.run_as.clone().map(RunAs::User);
+    settings.limits.shared_buffers_mb = mebibytes(database.shared_buffers.0).max(1);
+    settings.limits.max_wal_mb = mebibytes(database.max_wal.0).max(1);
+    settings.limits.slow_statement_ms = u32::try_from(database.slow_statement.0.as_millis()).unwrap_or(u32::MAX);
+    settings.allow_network_fs = database.allow_network_filesystem;
+    settings.start_deadline = database.start_timeout.0;
+    settings.stop_deadline = database.stop_timeout.0;
+    settings
+}
+
+/// A generator for `bibd-postgres`.
+pub(crate) fn randomness(entropy: &Entropy) -> Randomness {
+    Randomness::new(entropy.clone())
+}
+
+/// Roles, migrations, then the pools with the least that each needs.
+pub(crate) async fn open_database(config: &Config, database: &Database, clock: &dyn Clock) -> Result<Db, StartError> {
+    database.ensure_roles().await?;
+    let now = clock.now();
+    let migrated = database
+        .with_migration_login(|options: PgConnectOptions| async move {
+            let mut connection = sqlx::PgConnection::connect_with(&options).await.map_err(StartError::Connect)?;
+            let applied = migrate::up(&mut connection, now).await.map_err(StartError::Migrate)?;
+            // The work is committed: a failure to say goodbye changes nothing.
+            let _ = connection.close().await;
+            Ok::<_, StartError>(applied)
+        })
+        .await??;
+    for applied in &migrated {
+        tracing::info!(migration = applied.name, version = applied.version, duration_us = applied.us, "a migration ran");
+    }
+    let pool = |group: GroupRole, size: u32| -> Result<PgPool, StartError> {
+        let options = database.connect_options(group)?;
+        let builder = PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
+        Ok(builder.connect_lazy_with(options))
+    };
+    let db = Db::new(Pools {
+        service: pool(GroupRole::Service, config.database.connections)?,
+        seal: pool(GroupRole::Seal, SEAL_CONNECTIONS)?,
+        audit: pool(GroupRole::Audit, AUDIT_CONNECTIONS)?,
+        monitor: pool(GroupRole::Monitor, MONITOR_CONNECTIONS)?,
+    });
+    db.ping().await?;
+    Ok(db)
+}
+
+/// Opens the chunk store.
+pub(crate) fn open_blobs(config: &Config, data: &DataDir) -> Result<BlobStore, StartError> {
+    let mut settings = bibd_blobs::Settings {
+        compression: match config.blobs.compression {
+            Compression::Auto => bibd_blobs::Compression::Auto,
+            Compression::Off => bibd_blobs::Compression::Off,
+        },
+        ..bibd_blobs::Settings::default()
+    };
+    settings.in_flight_bytes = usize::try_from(config.blobs.in_flight_bytes.0).unwrap_or(usize::MAX);
+    Ok(BlobStore::open(&data.blobs(), settings)?)
+}

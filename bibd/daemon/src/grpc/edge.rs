@@ -1,0 +1,60 @@
+//! Where services are built and their handlers are put together. One line here for each service.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tonic::service::Routes;
+
+use crate::actor::Actor;
+use crate::errors::ErrorCode;
+use crate::foundation::Foundation;
+use crate::grpc::peer::Peer;
+use crate::grpc::stack::{Authenticator, Refusal, RefusalSink};
+use crate::services::ServiceError;
+
+/// What the server serves and who guards it.
+pub struct Edge {
+    /// The handlers.
+    pub routes: Routes,
+    /// Recognises callers.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Takes note of refused calls.
+    pub refusals: Arc<dyn RefusalSink>,
+}
+
+impl Edge {
+    /// Builds every service on `foundation`, starts its background tasks under the supervisor, and puts the handlers
+    /// together. Health is added by the composition root.
+    ///
+    /// # Errors
+    /// When a service cannot read what it needs to begin.
+    pub async fn build(_foundation: &Foundation) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        // Services are built here: `let topics = Topics::new(foundation)`, then
+        // `routes = routes.add_service(limited(TopicServiceServer::new(TopicHandler::new(topics))))`.
+        let routes = Routes::default();
+        Ok(Self { routes, authenticator: Arc::new(Nobody), refusals: Arc::new(LogRefusals) })
+    }
+}
+
+/// Recognises nobody: what guards the node until its users are known.
+pub struct Nobody;
+
+#[tonic::async_trait]
+impl Authenticator for Nobody {
+    async fn authenticate(&self, _: &Peer, _: Option<&str>, _: &str) -> Result<Actor, ServiceError> {
+        Err(ServiceError::unauthenticated(
+            ErrorCode::UNAUTHENTICATED,
+            "this node does not know its users yet",
+            "try again when the node has started",
+        ))
+    }
+}
+
+/// Writes refusals into the daemon's log.
+pub struct LogRefusals;
+
+impl RefusalSink for LogRefusals {
+    fn refused(&self, refusal: Refusal) {
+        tracing::warn!(rpc = refusal.method, peer = %refusal.arrival.peer, reason = refusal.reason, "a call was refused");
+    }
+}
