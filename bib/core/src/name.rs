@@ -30,7 +30,10 @@ pub const MIN_PREFIX_DIGITS: usize = 8;
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// A segment without characters: an empty name, or `/` at an end or twice.
+    /// No characters at all.
+    #[error("the name is missing; it is segments between `/`, such as topic/dataset")]
+    Missing,
+    /// A segment without characters: `/` at an end or twice.
     #[error("`{0}` has an empty segment; segments stand between single `/`")]
     Empty(String),
     /// A segment with a character that is not allowed, or not at its beginning.
@@ -325,7 +328,7 @@ const fn is_hex_digit(b: u8) -> bool {
 
 fn check_segment(text: &str) -> Result<(), NameError> {
     let first_is_wrong = match text.bytes().next() {
-        None => return Err(NameError::Empty(String::new())),
+        None => return Err(NameError::Missing),
         Some(first) => matches!(first, b'.' | b'_' | b'-'),
     };
     let wrong = text.chars().find(|c| !u8::try_from(*c).is_ok_and(is_name_byte));
@@ -346,6 +349,9 @@ fn check_segment(text: &str) -> Result<(), NameError> {
 }
 
 fn check_segments(name: &str, kind: &'static str, limit: usize) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Missing);
+    }
     let mut segments = 0;
     for segment in name.split('/') {
         if segment.is_empty() {
