@@ -6,8 +6,10 @@
 pub mod audit;
 pub mod base;
 pub mod error;
+pub mod grant;
 pub mod journal;
 pub mod sequencer;
+pub mod topic;
 pub mod updates;
 
 pub use error::ServiceError;
