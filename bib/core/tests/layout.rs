@@ -85,7 +85,10 @@ fn a_chunk_is_cut_the_same_from_a_window_and_by_the_librarys_iterator() {
 #[test]
 fn cuts_of_known_bytes_stay_where_they_are() {
     let cuts: Vec<usize> = chunk::chunks(&noise(42, 10 << 20)).map(<[u8]>::len).collect();
-    expect_test::expect!["[309968, 571534, 1924302, 268362, 1223244, 1510411, 1135477, 1511374, 1350760, 538574, 141754]"].assert_eq(&format!("{cuts:?}"));
+    expect_test::expect![
+        "[309968, 571534, 1924302, 268362, 1223244, 1510411, 1135477, 1511374, 1350760, 538574, 141754]"
+    ]
+    .assert_eq(&format!("{cuts:?}"));
     assert_eq!(chunk::cut(&vec![0; 5 << 20]), MAX_CHUNK_BYTES as usize);
     assert_eq!(chunk::cut(&[0; 10]), 10);
     assert_eq!(chunk::cut(&[]), 0);
