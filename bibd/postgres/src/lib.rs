@@ -12,6 +12,7 @@
 
 pub mod account;
 pub mod binaries;
+pub mod checklist;
 mod cluster;
 pub mod config;
 pub mod database;
