@@ -139,7 +139,7 @@ async fn postgres(report: &mut Report, config: &Config, places: &Places) {
             return report.note("postgres.account", Status::Fail, chain(&error), hint);
         }
     };
-    report.ok("postgres.account", format!("{account:?}"));
+    report.ok("postgres.account", format!("uid {}, gid {}", account.uid, account.gid));
     match binaries::choose(config.database.bin_dir.as_deref(), None, account).await {
         Ok(found) => {
             let version = found.version.map_or_else(|| "unknown version".to_owned(), |version| version.to_string());
@@ -167,7 +167,12 @@ async fn directories(report: &mut Report, config: &Config, places: &Places, home
     match network_kind(&data) {
         Ok(None) => report.ok("data.filesystem", "local"),
         Ok(Some(kind)) if config.database.allow_network_filesystem => {
-            report.note("data.filesystem", Status::Warn, format!("{kind}, a network file system; allowed by configuration"), "");
+            report.note(
+                "data.filesystem",
+                Status::Warn,
+                format!("{kind}, a network file system; allowed by configuration"),
+                "",
+            );
         }
         Ok(Some(kind)) => report.note(
             "data.filesystem",
@@ -183,7 +188,9 @@ async fn directories(report: &mut Report, config: &Config, places: &Places, home
             let found = format!("{} MiB free", free >> 20);
             match free {
                 _ if free < LEAST_FREE => report.note("data.space", Status::Fail, found, "free at least 1 GiB"),
-                _ if free < LITTLE_FREE => report.note("data.space", Status::Warn, found, "less than 10 GiB is soon full"),
+                _ if free < LITTLE_FREE => {
+                    report.note("data.space", Status::Warn, found, "less than 10 GiB is soon full")
+                }
                 _ => report.ok("data.space", found),
             }
         }

@@ -1,0 +1,147 @@
+//! The configuration: defaults, file, environment and flags, and what is said about mistakes.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bibd::config::{self, Config, Loaded, Origin, Problem, Sources};
+
+fn yaml(text: &str) -> Sources {
+    Sources { file: Some((PathBuf::from("config.yaml"), text.to_owned())), ..Sources::default() }
+}
+
+fn toml(text: &str) -> Sources {
+    Sources { file: Some((PathBuf::from("config.toml"), text.to_owned())), ..Sources::default() }
+}
+
+fn good(sources: &Sources) -> Loaded {
+    config::load(sources).unwrap()
+}
+
+/// The only problem of a configuration: key, line, message, hint.
+fn problem(sources: &Sources) -> (String, Option<usize>, String, String) {
+    let mut problems = config::load(sources).unwrap_err().0;
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let Problem { origin, key, message, hint } = problems.remove(0);
+    let line = match origin {
+        Origin::File { line, .. } => line,
+        _ => None,
+    };
+    (key, line, message, hint.unwrap_or_default())
+}
+
+#[test]
+fn nothing_given_is_the_default_and_every_default_is_valid() {
+    let loaded = good(&Sources::default());
+    assert_eq!(loaded.config, Config::default());
+    assert!(loaded.entries().iter().all(|entry| entry.origin == Origin::Default));
+    assert_eq!(good(&yaml("")).config, Config::default());
+    assert_eq!(good(&yaml("# nothing\ngrpc:\n")).config, Config::default());
+}
+
+#[test]
+fn later_sources_win_and_the_origin_is_kept() {
+    let mut sources = yaml("grpc:\n  listen: \"127.0.0.1:1\"\n  max_streams: 7\nlog:\n  level: debug\n");
+    sources.environment = vec![
+        ("BIBD__LOG__LEVEL".into(), "warn".into()),
+        ("BIBD__GRPC__RATE_LIMIT__BURST".into(), "70".into()),
+        ("BIBD_CONFIG_DIR".into(), "ignored".into()),
+    ];
+    sources.flags = vec![("grpc.listen", "127.0.0.1:0,[::1]:0".into())];
+    let loaded = good(&sources);
+    assert_eq!(loaded.config.grpc.listen.len(), 2);
+    assert_eq!(loaded.config.log.level, config::Level::Warn);
+    assert_eq!(loaded.config.grpc.rate_limit.burst, 70);
+    assert_eq!(loaded.origin("grpc.listen"), &Origin::Flag);
+    assert_eq!(loaded.origin("log.level"), &Origin::Environment { variable: "BIBD__LOG__LEVEL".into() });
+    assert_eq!(loaded.origin("grpc.max_streams"), &Origin::File { path: "config.yaml".into(), line: Some(3) });
+    assert_eq!(loaded.origin("grpc.reflection"), &Origin::Default);
+}
+
+#[test]
+fn units_are_read_in_both_formats() {
+    let loaded = good(&toml("[grpc]\nhandshake_timeout = \"5s\"\nidle_timeout = 60\nmax_message_bytes = \"8 MiB\"\n"));
+    assert_eq!(loaded.config.grpc.handshake_timeout.0, Duration::from_secs(5));
+    assert_eq!(loaded.config.grpc.idle_timeout.0, Duration::from_secs(60));
+    assert_eq!(loaded.config.grpc.max_message_bytes.0, 8 << 20);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_line_and_the_likely_one() {
+    let (key, line, message, hint) = problem(&yaml("grpc:\n  reflection: false\n  max_stream: 7\n"));
+    assert_eq!((key.as_str(), line, message.as_str()), ("grpc.max_stream", Some(3), "this key is not known"));
+    assert_eq!(hint, "did you mean `grpc.max_streams`?");
+    let cases = [
+        (toml("[grcp]\nlisten = []\n"), "did you mean `grpc`?"),
+        (yaml("listen: [\"127.0.0.1:0\"]\n"), "did you mean `"),
+        (yaml("database:\n  provisoner: auto\n"), "did you mean `database.provisioner`?"),
+    ];
+    for (sources, expected) in cases {
+        let (.., hint) = problem(&sources);
+        assert!(hint.starts_with(expected), "{hint}");
+    }
+    let mut sources = Sources::default();
+    sources.environment = vec![("BIBD__LOG__LEVLE".into(), "info".into())];
+    assert_eq!(problem(&sources).3, "did you mean `log.level`?");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named_with_its_line() {
+    let cases = [
+        ("grpc:\n  max_streams: many\n", "grpc.max_streams", 2, "many"),
+        ("grpc:\n  handshake_timeout: soon\n", "grpc.handshake_timeout", 2, "`soon` is not a duration"),
+        ("log:\n\n  level: loud\n", "log.level", 3, "loud"),
+        ("metrics:\n  listen: everywhere\n", "metrics.listen", 2, "socket address"),
+        ("tls: yes\n", "tls", 1, "a section with keys was expected"),
+    ];
+    for (text, key, line, message) in cases {
+        let found = problem(&yaml(text));
+        assert_eq!((found.0.as_str(), found.1), (key, Some(line)), "{text}");
+        assert!(found.2.contains(message), "{}", found.2);
+    }
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused_with_the_reason() {
+    let cases = [
+        ("database:\n  backend: sqlite\n", "database.backend", "a full node needs the managed PostgreSQL"),
+        ("database:\n  provisioner: container\n", "database.provisioner", "not available in this version"),
+        ("node:\n  mode: proxy\n", "node.mode", "only `full` is available in this version"),
+        ("grpc:\n  max_message_bytes: 1MiB\n", "grpc.max_message_bytes", "must be 4MiB to 64MiB"),
+        ("blobs:\n  trash_hours: 1\n", "blobs.trash_hours", "must be at least 24"),
+        ("audit:\n  checkpoint_seconds: 0\n", "audit.checkpoint_seconds", "must be 1 to 3600"),
+    ];
+    for (text, key, message) in cases {
+        let found = problem(&yaml(text));
+        assert_eq!((found.0.as_str(), found.1), (key, Some(2)), "{text}");
+        assert!(found.2.contains(message) && !found.3.is_empty(), "{found:?}");
+    }
+}
+
+#[test]
+fn broken_files_are_named_with_their_line() {
+    let (.., line, _, _) = {
+        let p = problem(&yaml("grpc:\n  listen: [\n"));
+        (p.0, p.1, p.2, p.3)
+    };
+    assert!(line.is_some());
+    assert_eq!(problem(&toml("[grpc]\nlisten = \n")).1, Some(2));
+    let twice = problem(&yaml("log:\n  level: info\nlog:\n  level: warn\n"));
+    assert!(twice.2.contains("duplicate"), "{twice:?}");
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let problems =
+        config::load(&yaml("grpc:\n  max_stream: 7\nlog:\n  level: loud\nnode:\n  mode: proxy\n")).unwrap_err();
+    assert_eq!(problems.0.len(), 3, "{problems}");
+}
+
+#[test]
+fn the_schema_names_every_key() {
+    let schema = Config::schema().to_string();
+    for entry in good(&Sources::default()).entries() {
+        let name = entry.key.rsplit('.').next().unwrap();
+        assert!(schema.contains(&format!("\"{name}\"")), "{}", entry.key);
+    }
+}
