@@ -5,9 +5,11 @@
 
 pub mod audit;
 pub mod base;
+pub mod dataset;
 pub mod error;
 pub mod grant;
 pub mod journal;
+pub mod reference;
 pub mod sequencer;
 pub mod topic;
 pub mod updates;
