@@ -7,10 +7,12 @@ pub mod edge;
 pub mod error;
 pub mod health;
 pub mod listen;
+pub mod page;
 pub mod peer;
 pub mod revocation;
 pub mod server;
 pub mod stack;
+pub mod topic;
 
 pub use call::{Arrival, arrival_of, call_of, metadata_of};
 pub use peer::Peer;

@@ -72,7 +72,7 @@ impl TopicUseCases {
     /// # Errors
     /// When the name is taken, the topic above is missing, or the caller may not.
     pub async fn create(&self, call: &Call, new: NewTopic) -> Result<SeenTopic, ServiceError> {
-        check_texts(&new.title, &new.description, &new.default_license)?;
+        check(&new.title, &new.description, &new.default_license)?;
         let key = new.idempotency_key.clone();
         let mut tx = self.base.begin(call, "topic").await?;
         if let Some(topic) = self.earlier(&mut tx, call, &key).await? {
@@ -151,7 +151,13 @@ impl TopicUseCases {
     ///
     /// # Errors
     /// When the database is gone.
-    pub async fn list(&self, call: &Call, under: &str, after: &str, limit: u32) -> Result<Vec<SeenTopic>, ServiceError> {
+    pub async fn list(
+        &self,
+        call: &Call,
+        under: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<SeenTopic>, ServiceError> {
         allow_node(call, Verb::NodeRead)?;
         let filter =
             TopicFilter { all: call.actor.is_admin(), under: under.to_owned(), after: after.to_owned(), limit };
@@ -167,7 +173,7 @@ impl TopicUseCases {
     /// When the caller may not, or a value is not acceptable.
     pub async fn update(&self, call: &Call, name: &str, change: TopicChange) -> Result<SeenTopic, ServiceError> {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
-        check_texts(&text(&change.title), &text(&change.description), &text(&change.default_license))?;
+        check(&text(&change.title), &text(&change.description), &text(&change.default_license))?;
         let mut tx = self.base.begin(call, "topic").await?;
         let seen = self.load(&mut tx, call, name, Verb::TopicUpdate).await?;
         let moved = change.visibility.filter(|visibility| *visibility != seen.topic.visibility);
@@ -349,11 +355,7 @@ impl TopicUseCases {
     }
 
     /// The first key of the person who made the topic, for its record.
-    async fn creator(
-        &self,
-        tx: &mut Tx,
-        user: UserId,
-    ) -> Result<Option<bib_core::KeyFingerprint>, ServiceError> {
+    async fn creator(&self, tx: &mut Tx, user: UserId) -> Result<Option<bib_core::KeyFingerprint>, ServiceError> {
         let keys = users::list_keys(tx, &[user], false).await?;
         Ok(keys.first().map(|key| key.fingerprint))
     }
@@ -396,15 +398,24 @@ fn record(
     }
 }
 
-fn check_texts(title: &str, description: &str, license_text: &str) -> Result<(), ServiceError> {
+/// Titles are one line, descriptions are paragraphs.
+///
+/// # Errors
+/// When they are not.
+pub fn check_texts(title: &str, description: &str) -> Result<(), ServiceError> {
     if title.chars().any(char::is_control) {
         return Err(ServiceError::invalid("title", "one line without control characters"));
     }
     if description.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
         return Err(ServiceError::invalid("description", "no control characters but line ends and tabs"));
     }
-    if !license_text.is_empty() {
-        license::check(license_text).map_err(|e| ServiceError::invalid("default_license", e.to_string()))?;
-    }
     Ok(())
+}
+
+fn check(title: &str, description: &str, license_text: &str) -> Result<(), ServiceError> {
+    check_texts(title, description)?;
+    if license_text.is_empty() {
+        return Ok(());
+    }
+    license::check(license_text).map_err(|e| ServiceError::invalid("default_license", e.to_string()))
 }
