@@ -25,8 +25,8 @@ use crate::config::{Loaded, Places};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::errors::ErrorCode;
 use crate::foundation::{self, Foundation, Shutdown, SuperuserUses};
-use crate::grpc::edge::Edge;
 use crate::grpc::connections::{Caps, ConnectionRegistry};
+use crate::grpc::edge::Edge;
 use crate::grpc::health::{self, Condition, Health, HealthBoard, NodeFacts};
 use crate::grpc::listen::{self, BindError, Intake, TlsIntake};
 use crate::grpc::revocation::CertificateList;
@@ -138,7 +138,9 @@ impl StartError {
             Self::File(error) => error.hint().unwrap_or("`bibd doctor` looks for the cause").to_owned(),
             Self::Bind(BindError::SocketPathTooLong { .. }) => "choose a shorter one: `grpc.unix_socket`".to_owned(),
             Self::Bind(BindError::NotASocket { .. }) => "move the file away, or choose another path".to_owned(),
-            Self::Bind(_) | Self::Metrics { .. } => "stop who uses it, or choose another: --listen, port 0 is any".to_owned(),
+            Self::Bind(_) | Self::Metrics { .. } => {
+                "stop who uses it, or choose another: --listen, port 0 is any".to_owned()
+            }
             Self::Migrate(bibd_catalog::migrate::MigrateError::Newer { .. }) => {
                 "use the release of bibd that wrote it, or a newer one".to_owned()
             }
@@ -304,6 +306,7 @@ impl Daemon {
             limiter: foundation.limiter.clone(),
             authenticator: edge.authenticator,
             refusals: edge.refusals,
+            draining: foundation.supervisor.stop_token(TaskKind::Edge),
         };
         let ready = ready(&foundation, &bound);
         listen(&foundation, bound, stack, routes)?;
@@ -352,9 +355,7 @@ async fn bind(config: &crate::config::Config, places: &Places, is_root: bool) ->
     let tls = listen::bind_tcp(&config.grpc.listen).await?;
     let socket = listen::bind_socket(&places.socket, config.grpc.socket_mode.bits()).await?;
     let metrics = match config.metrics.listen {
-        Some(address) => {
-            Some(metrics::bind(address).await.map_err(|source| StartError::Metrics { address, source })?)
-        }
+        Some(address) => Some(metrics::bind(address).await.map_err(|source| StartError::Metrics { address, source })?),
         None => None,
     };
     let addresses = tls.iter().filter_map(|listener| listener.local_addr().ok()).collect();
@@ -421,7 +422,9 @@ fn condition_of(state: &State) -> Condition {
         State::Starting => Condition::Down("the database is starting".to_owned()),
         State::Stopped => Condition::Down("the database is stopped".to_owned()),
         State::Degraded { .. } => Condition::Degraded("the database does not answer".to_owned()),
-        State::Crashed { attempt, .. } => Condition::Down(format!("the database crashed and is restarted (attempt {attempt})")),
+        State::Crashed { attempt, .. } => {
+            Condition::Down(format!("the database crashed and is restarted (attempt {attempt})"))
+        }
     }
 }
 
@@ -523,6 +526,8 @@ async fn stop_all(foundation: &Foundation, drain: Duration) {
 async fn stop_postgres(postgres: &dyn ManagedPostgres) {
     match postgres.stop(Stop::Clean).await {
         Ok(()) => tracing::info!("PostgreSQL has stopped cleanly"),
-        Err(error) => tracing::error!(error.cause = %crate::grpc::error::chain(&error), "PostgreSQL did not stop cleanly"),
+        Err(error) => {
+            tracing::error!(error.cause = %crate::grpc::error::chain(&error), "PostgreSQL did not stop cleanly")
+        }
     }
 }

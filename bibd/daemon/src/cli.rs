@@ -312,10 +312,8 @@ fn admin_key(argument: Option<String>) -> Result<Option<String>, Failure> {
 async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Failure> {
     data_dir::harden_process().map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
     let clock = Arc::new(SystemClock);
-    let logs = logging::init(&loaded.config.log, clock.clone()).map_err(|error| Failure::Usage {
-        message: chain(&error),
-        hint: "choose another `log.file`".to_owned(),
-    })?;
+    let logs = logging::init(&loaded.config.log, clock.clone())
+        .map_err(|error| Failure::Usage { message: chain(&error), hint: "choose another `log.file`".to_owned() })?;
     let options = Options {
         admin_key: admin_key(args.admin_key)?,
         ready_file: args.ready_file,

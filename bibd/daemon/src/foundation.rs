@@ -11,8 +11,8 @@ use bibd_catalog::{Db, Pools, migrate};
 use bibd_postgres::database::Database;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
 use bibd_postgres::{GroupRole, ManagedPostgres, Randomness, RunAs, Settings};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::Connection as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::sync::watch;
 
 use crate::app::StartError;
@@ -203,11 +203,17 @@ pub(crate) async fn open_database(config: &Config, database: &Database, clock: &
         })
         .await??;
     for applied in &migrated {
-        tracing::info!(migration = applied.name, version = applied.version, duration_us = applied.us, "a migration ran");
+        tracing::info!(
+            migration = applied.name,
+            version = applied.version,
+            duration_us = applied.us,
+            "a migration ran"
+        );
     }
     let pool = |group: GroupRole, size: u32| -> Result<PgPool, StartError> {
         let options = database.connect_options(group)?;
-        let builder = PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
+        let builder =
+            PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
         Ok(builder.connect_lazy_with(options))
     };
     let db = Db::new(Pools {

@@ -81,7 +81,8 @@ impl Logs {
     pub fn tail(&self, level: Level, count: usize) -> (Vec<Arc<LogLine>>, broadcast::Receiver<Arc<LogLine>>) {
         let lines = self.memory.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.memory.live.subscribe();
-        let mut found: Vec<_> = lines.iter().rev().filter(|line| matters(line.level, level)).take(count).cloned().collect();
+        let mut found: Vec<_> =
+            lines.iter().rev().filter(|line| matters(line.level, level)).take(count).cloned().collect();
         found.reverse();
         (found, live)
     }
@@ -115,7 +116,8 @@ pub fn init(config: &config::Log, clock: Arc<dyn Clock>) -> Result<Logs, LogErro
     };
     let memory = Arc::new(Memory { lines: Mutex::default(), live: broadcast::Sender::new(BEHIND) });
     let (filter, handle) = reload::Layer::new(filter(config.level));
-    let format = tracing_subscriber::fmt::layer().with_ansi(false).with_timer(ClockTimer(Arc::clone(&clock))).with_writer(sink);
+    let format =
+        tracing_subscriber::fmt::layer().with_ansi(false).with_timer(ClockTimer(Arc::clone(&clock))).with_writer(sink);
     let lines: Box<dyn Layer<_> + Send + Sync> = match config.format {
         LogFormat::Text => format.boxed(),
         LogFormat::Json => format.json().flatten_event(true).boxed(),
@@ -205,7 +207,8 @@ impl Write for LineWriter {
 /// Control characters and what changes the direction of text, as `\u{..}`.
 fn escape(text: &str) -> String {
     let hidden = |c: char| {
-        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
     };
     if !text.contains(hidden) {
         return text.to_owned();

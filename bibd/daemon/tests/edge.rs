@@ -126,6 +126,7 @@ impl Edge {
             limiter: limiter.clone(),
             authenticator: guard.clone(),
             refusals: guard.clone(),
+            draining: supervisor.stop_token(TaskKind::Edge),
         };
         let routes = Routes::new(HealthServiceServer::new(Health::new(board, facts, clock)));
         let mut once = Some((incoming, routes));
@@ -311,4 +312,18 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     assert!(matches!(listen::bind_socket(&file, 0o600).await, Err(BindError::NotASocket { .. })));
     let long = dir.path().join("x".repeat(120));
     assert!(matches!(listen::bind_socket(&long, 0o600).await, Err(BindError::SocketPathTooLong { .. })));
+}
+
+#[tokio::test]
+async fn a_stop_ends_onlookers_at_once_and_says_why() {
+    let edge = Edge::start(|_| {}).await;
+    let mut health = HealthServiceClient::new(edge.channel().await);
+    let mut watch = health.watch(bib_proto::v1::HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    drop(health);
+    let (stopped, ended) =
+        tokio::join!(edge.supervisor.stop(TaskKind::Edge, Duration::from_secs(10)), async { watch.message().await });
+    assert!(stopped, "nothing had to be ended by force");
+    let status = ended.unwrap_err();
+    assert_eq!((status.code(), status.get_details_error_info().unwrap().reason.as_str()), (Code::Unavailable, "BIB0304"));
 }

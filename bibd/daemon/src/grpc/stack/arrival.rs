@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Request, Response};
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -30,13 +31,14 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct ArrivalLayer {
     ids: Ids,
     metrics: Arc<Metrics>,
+    draining: CancellationToken,
 }
 
 impl ArrivalLayer {
-    /// Makes ids by `ids` and counts in `metrics`.
+    /// Makes ids by `ids` and counts in `metrics`; ends calls without an end of their own on `draining`.
     #[must_use]
-    pub fn new(ids: Ids, metrics: Arc<Metrics>) -> Self {
-        Self { ids, metrics }
+    pub fn new(ids: Ids, metrics: Arc<Metrics>, draining: CancellationToken) -> Self {
+        Self { ids, metrics, draining }
     }
 }
 
@@ -78,6 +80,7 @@ where
         let ids = &self.layer.ids;
         let operation = ids.operation();
         let request_id = accepted_id(&request).unwrap_or_else(|| operation.to_string());
+        let draining = methods::is_endless(request.uri().path()).then(|| self.layer.draining.clone());
         let method = methods::find(request.uri().path()).map_or("unknown", |method| method.name());
         let span = tracing::info_span!("call", rpc = method, request.id = %request_id, operation.id = %operation, peer = %info.peer, actor = tracing::field::Empty);
         // Valid: it was checked, or is a UUID.
@@ -96,7 +99,7 @@ where
                     end.finish(code);
                     response
                 }
-                None => response.map(|body| Body::new(Watched::new(body, header, move |code| end.finish(code)))),
+                None => response.map(|body| Body::new(Watched::new(body, header, draining, move |code| end.finish(code)))),
             })
         };
         Box::pin(answer.instrument(span))

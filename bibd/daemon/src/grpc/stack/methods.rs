@@ -31,6 +31,22 @@ impl Method {
     }
 }
 
+/// Calls that last until the client has enough. They end with `UNAVAILABLE` as soon as the daemon begins to stop, so that
+/// a drain waits for work and not for onlookers.
+const ENDLESS: &[&str] = &[
+    "/grpc.health.v1.Health/Watch",
+    "/bib.v1.HealthService/Watch",
+    "/bib.v1.TopicService/StreamTopicUpdates",
+    "/bib.v1.AdminService/StreamLogs",
+    "/bib.v1.AdminService/TailAudit",
+];
+
+/// Does a call of this path last until the client has enough?
+#[must_use]
+pub fn is_endless(path: &str) -> bool {
+    ENDLESS.contains(&path)
+}
+
 /// The method of this path.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Method> {
@@ -160,5 +176,6 @@ mod tests {
         }
         assert_eq!(find("/bib.v1.AdminService/Shutdown").unwrap().access, Access::Actor);
         assert!(find("/bib.v1.AdminService/Nothing").is_none());
+        assert!(ENDLESS.iter().all(|path| find(path).is_some()));
     }
 }

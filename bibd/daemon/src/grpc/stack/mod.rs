@@ -12,6 +12,7 @@ mod watched;
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower::layer::util::{Identity, Stack};
 
@@ -39,6 +40,8 @@ pub struct StackParts {
     pub authenticator: Arc<dyn Authenticator>,
     /// Takes note of refusals.
     pub refusals: Arc<dyn RefusalSink>,
+    /// Cancelled when the daemon begins to stop.
+    pub draining: CancellationToken,
 }
 
 /// The stack as a type.
@@ -47,10 +50,10 @@ pub type Layers = Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<A
 /// The stack, outermost first.
 #[must_use]
 pub fn layers(parts: StackParts) -> Layers {
-    let StackParts { ids, metrics, limiter, authenticator, refusals } = parts;
+    let StackParts { ids, metrics, limiter, authenticator, refusals, draining } = parts;
     let clock = Arc::clone(ids.clock());
     ServiceBuilder::new()
-        .layer(ArrivalLayer::new(ids, Arc::clone(&metrics)))
+        .layer(ArrivalLayer::new(ids, Arc::clone(&metrics), draining))
         .layer(RecoveryLayer::new(Arc::clone(&metrics)))
         .layer(RateLayer::new(limiter, clock, metrics))
         .layer(AuthLayer::new(authenticator, refusals))
