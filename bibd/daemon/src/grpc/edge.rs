@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use bib_proto::v1::topic_service_server::TopicServiceServer;
 use tonic::service::Routes;
 
 use crate::actor::Actor;
@@ -10,7 +11,11 @@ use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::peer::Peer;
 use crate::grpc::stack::{Authenticator, Refusal, RefusalSink};
-use crate::services::ServiceError;
+use crate::grpc::topic::TopicHandler;
+use crate::services::base::Base;
+use crate::services::grant::GrantUseCases;
+use crate::services::topic::TopicUseCases;
+use crate::services::{ServiceError, tasks};
 
 /// What the server serves and who guards it.
 pub struct Edge {
@@ -28,10 +33,14 @@ impl Edge {
     ///
     /// # Errors
     /// When a service cannot read what it needs to begin.
-    pub async fn build(_foundation: &Foundation) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        // Services are built here: `let topics = Topics::new(foundation)`, then
-        // `routes = routes.add_service(limited(TopicServiceServer::new(TopicHandler::new(topics))))`.
-        let routes = Routes::default();
+    pub async fn build(foundation: &Foundation) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let base = Base::of(foundation);
+        tasks::start(foundation, &base).await?;
+        let topics = TopicUseCases::new(base.clone());
+        let grants = GrantUseCases::new(base.clone(), topics.clone());
+        // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
+        let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
+        let routes = Routes::default().add_service(TopicServiceServer::new(handler));
         Ok(Self { routes, authenticator: Arc::new(Nobody), refusals: Arc::new(LogRefusals) })
     }
 }

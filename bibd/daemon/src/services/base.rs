@@ -16,6 +16,7 @@ use super::updates::Updates;
 use crate::actor::{Actor, Call};
 use crate::clock::Ids;
 use crate::errors::ErrorCode;
+use crate::foundation::Foundation;
 
 /// Bytes that a user's uploads and versions may take; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,6 +51,26 @@ pub struct Base {
 }
 
 impl Base {
+    /// On what the composition root opened.
+    #[must_use]
+    pub fn of(foundation: &Foundation) -> Self {
+        let blobs = &foundation.config().blobs;
+        Self {
+            db: foundation.db.clone(),
+            blobs: foundation.blobs.clone(),
+            key: Arc::clone(&foundation.key),
+            peer: foundation.peer_id,
+            epoch: foundation.epoch,
+            ids: foundation.ids.clone(),
+            journal: Journal::new(foundation.peer_id, foundation.ids.clone()),
+            updates: Updates::default(),
+            quotas: Quotas {
+                staging_bytes: Some(blobs.staging_quota_bytes.0),
+                storage_bytes: blobs.quota_bytes.map(|size| size.0),
+            },
+        }
+    }
+
     /// Now, by the node's clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {

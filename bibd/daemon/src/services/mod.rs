@@ -11,6 +11,7 @@ pub mod grant;
 pub mod journal;
 pub mod reference;
 pub mod sequencer;
+pub mod tasks;
 pub mod topic;
 pub mod updates;
 
