@@ -31,14 +31,15 @@ impl Account {
     pub async fn choose(run_as: Option<&RunAs>, data: &Path) -> Result<Self, Error> {
         let own = rustix::process::geteuid().as_raw();
         let own_group = rustix::process::getegid().as_raw();
-        let configured = match run_as {
-            None => None,
-            Some(RunAs::Ids { uid, gid }) => Some((*uid, *gid)),
-            Some(RunAs::User(name)) => Some(find_user(name).await.ok_or_else(|| Error::BadAccount {
-                user: name.clone(),
-                reason: "there is no such user".to_owned(),
-            })?),
-        };
+        let configured =
+            match run_as {
+                None => None,
+                Some(RunAs::Ids { uid, gid }) => Some((*uid, *gid)),
+                Some(RunAs::User(name)) => Some(find_user(name).await.ok_or_else(|| Error::BadAccount {
+                    user: name.clone(),
+                    reason: "there is no such user".to_owned(),
+                })?),
+            };
         let named = || match run_as {
             Some(RunAs::User(name)) => name.clone(),
             _ => configured.map_or_else(String::new, |(uid, _)| uid.to_string()),

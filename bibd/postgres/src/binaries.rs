@@ -76,7 +76,10 @@ fn candidates(configured: Option<&Path>) -> Vec<PathBuf> {
     all.extend(children("/usr/local/opt", "postgresql@", "bin"));
     all.push(PathBuf::from("/usr/local/pgsql/bin"));
     let mut seen = BTreeSet::new();
-    all.into_iter().filter_map(|directory| real(&directory)).filter(|directory| seen.insert(directory.clone())).collect()
+    all.into_iter()
+        .filter_map(|directory| real(&directory))
+        .filter(|directory| seen.insert(directory.clone()))
+        .collect()
 }
 
 /// Where the `postgres` of a directory really lies: a directory of links (`/usr/local/bin`) is that same place, and
@@ -132,11 +135,7 @@ mod tests {
     }
 
     fn own() -> Account {
-        Account {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            switch: false,
-        }
+        Account { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), switch: false }
     }
 
     #[tokio::test]

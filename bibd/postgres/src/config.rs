@@ -55,12 +55,7 @@ impl Config {
 
     /// Each file with its content.
     pub fn files(&self) -> [(&'static str, String); 4] {
-        [
-            (CONF, self.conf()),
-            (HBA, self.hba.clone()),
-            (IDENT, self.ident.clone()),
-            (AUTO_CONF, AUTO_HEADER.to_owned()),
-        ]
+        [(CONF, self.conf()), (HBA, self.hba.clone()), (IDENT, self.ident.clone()), (AUTO_CONF, AUTO_HEADER.to_owned())]
     }
 
     /// Makes the files in `data` say this. Returns the names of those that said something else.
@@ -126,7 +121,7 @@ fn settings(version: Version, layout: &Layout, limits: &Limits) -> Vec<(&'static
     set("synchronous_commit", "on");
     set("wal_level", "replica");
     set("wal_log_hints", "on");
-    set("wal_compression", "on");
+    set("wal_compression", "pglz");
     set("max_wal_size", &megabytes(limits.max_wal_mb));
     set("min_wal_size", &megabytes((limits.max_wal_mb / 4).max(80)));
     set("checkpoint_timeout", "15min");
@@ -181,7 +176,7 @@ fn settings(version: Version, layout: &Layout, limits: &Limits) -> Vec<(&'static
     set("debug_print_plan", "off");
 
     // One language, one clock, whatever the machine's.
-    set("timezone", "UTC");
+    set("TimeZone", "UTC");
     set("lc_messages", "C");
     set("lc_monetary", "C");
     set("lc_numeric", "C");

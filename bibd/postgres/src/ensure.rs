@@ -241,7 +241,9 @@ async fn drop_public(connection: &mut PgConnection) -> Result<(), Error> {
     drop.add("DROP SCHEMA public RESTRICT");
     match drop.run(connection, WHAT).await {
         Err(Error::Sql { source, .. })
-            if source.as_database_error().is_some_and(|e| e.code().as_deref() == Some(DEPENDENT_OBJECTS_STILL_EXIST)) =>
+            if source
+                .as_database_error()
+                .is_some_and(|e| e.code().as_deref() == Some(DEPENDENT_OBJECTS_STILL_EXIST)) =>
         {
             tracing::warn!("the schema public of the database is not empty; it stays, closed to everybody");
             Ok(())

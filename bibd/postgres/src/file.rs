@@ -61,12 +61,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], owner: Option<Account>) -> Resu
 /// # Errors
 /// [`Error::Io`], also when it exists.
 pub(crate) fn write_new(path: &Path, bytes: &[u8], owner: Option<Account>) -> Result<(), Error> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(Error::io("create", path))?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(Error::io("create", path))?;
     give(&file, path, owner)?;
     file.write_all(bytes).map_err(Error::io("write", path))
 }
@@ -90,8 +86,9 @@ pub(crate) fn fresh_log(path: &Path, owner: Option<Account>) -> Result<File, Err
 
 fn give(file: &File, path: &Path, owner: Option<Account>) -> Result<(), Error> {
     match owner.filter(|owner| owner.switch) {
-        Some(owner) => std::os::unix::fs::fchown(file, Some(owner.uid), Some(owner.gid))
-            .map_err(Error::io("give away", path)),
+        Some(owner) => {
+            std::os::unix::fs::fchown(file, Some(owner.uid), Some(owner.gid)).map_err(Error::io("give away", path))
+        }
         None => Ok(()),
     }
 }

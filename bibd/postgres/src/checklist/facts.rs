@@ -56,9 +56,31 @@ const MAX_FILES: usize = 200_000;
 
 /// What PostgreSQL 15 to 18 makes at the top of PGDATA.
 const KNOWN: [&str; 26] = [
-    "PG_VERSION", "base", "global", "pg_commit_ts", "pg_dynshmem", HBA, IDENT, "pg_logical", "pg_multixact",
-    "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_subtrans", "pg_tblspc",
-    "pg_twophase", "pg_wal", "pg_xact", AUTO_CONF, CONF, "postmaster.opts", "postmaster.pid", "current_logfiles",
+    "PG_VERSION",
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    HBA,
+    IDENT,
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+    AUTO_CONF,
+    CONF,
+    "postmaster.opts",
+    "postmaster.pid",
+    "current_logfiles",
     "current_logfiles.tmp",
 ];
 
@@ -132,7 +154,12 @@ impl Facts {
         let left = if self.verifier_left { vec![format!("{VERIFIER_FILE} is still there")] } else { Vec::new() };
         findings.none("C.1-9", "password file gone", left, "held a verifier only, and is removed");
         findings.none("C.2-11", "no TCP", self.tcp_ports.clone(), "the server's process listens on no TCP port");
-        findings.none("C.4-35", "no password in the log", self.logged_passwords.clone(), "no PASSWORD '..' but verifiers");
+        findings.none(
+            "C.4-35",
+            "no password in the log",
+            self.logged_passwords.clone(),
+            "no PASSWORD '..' but verifiers",
+        );
     }
 }
 
@@ -223,7 +250,9 @@ fn tcp_ports_of(pid: u32) -> Vec<String> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else { continue };
+            let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+                continue;
+            };
             if open.iter().any(|known| known == inode) {
                 let port = local.rsplit(':').next().and_then(|hex| u16::from_str_radix(hex, 16).ok());
                 ports.push(format!("{table} port {}", port.unwrap_or_default()));

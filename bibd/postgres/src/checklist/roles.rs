@@ -74,7 +74,12 @@ async fn attributes(connection: &mut PgConnection, findings: &mut Findings) -> R
         let name = line.trim_end_matches(" can log in");
         name == OWNER || name == MIGRATE || pairs.contains(&format!("{}_a", name.trim_end_matches("_b")))
     });
-    findings.none("C.3-23", "owners cannot log in", open, "bibd_owner and bibd_migrate NOLOGIN, one login of each pair");
+    findings.none(
+        "C.3-23",
+        "owners cannot log in",
+        open,
+        "bibd_owner and bibd_migrate NOLOGIN, one login of each pair",
+    );
     Ok(())
 }
 
@@ -94,17 +99,22 @@ async fn members(connection: &mut PgConnection, findings: &mut Findings) -> Resu
     let mut problems: Vec<String> =
         found.difference(&golden).map(|(role, member)| format!("{member} is in {role}")).collect();
     problems.extend(golden.difference(&found).map(|(role, member)| format!("{member} is not in {role}")));
-    problems.extend(rows.iter().filter(|row| row.get(2)).map(|row| {
-        format!("{} may give {} away", row.get::<String, _>(1), row.get::<String, _>(0))
-    }));
+    problems.extend(
+        rows.iter()
+            .filter(|row| row.get(2))
+            .map(|row| format!("{} may give {} away", row.get::<String, _>(1), row.get::<String, _>(0))),
+    );
     let known: BTreeSet<String> = GroupRole::ALL
         .into_iter()
         .flat_map(|group| [group.name().to_owned(), group.login_name(Letter::A), group.login_name(Letter::B)])
         .chain([OWNER, MIGRATE, ADMIN].map(str::to_owned))
         .collect();
     let roles =
-        names(connection, "list the roles", "SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1").await?;
-    problems.extend(roles.into_iter().filter(|role| !known.contains(role)).map(|role| format!("{role} is not one of BIB's")));
+        names(connection, "list the roles", "SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1")
+            .await?;
+    problems.extend(
+        roles.into_iter().filter(|role| !known.contains(role)).map(|role| format!("{role} is not one of BIB's")),
+    );
     findings.none("C.3-21", "memberships", problems, "the golden list, and no role that is not BIB's");
     Ok(())
 }
@@ -119,10 +129,8 @@ async fn limits(connection: &mut PgConnection, version: Version, findings: &mut 
     .fetch_all(&mut *connection)
     .await
     .map_err(Error::sql("list the settings of roles"))?;
-    let found: BTreeSet<String> = rows
-        .iter()
-        .map(|row| [0, 1, 2].map(|index| row.get::<String, _>(index)).join(" "))
-        .collect();
+    let found: BTreeSet<String> =
+        rows.iter().map(|row| [0, 1, 2].map(|index| row.get::<String, _>(index)).join(" ")).collect();
     let logins: Vec<(String, RoleLimits)> = GroupRole::ALL
         .into_iter()
         .flat_map(|group| Letter::ALL.map(|letter| (group.login_name(letter), group.limits())))
@@ -150,6 +158,11 @@ async fn limits(connection: &mut PgConnection, version: Version, findings: &mut 
             problems.push(format!("{login} has CONNECTION LIMIT {found}"));
         }
     }
-    findings.none("C.3-27", "limits on every login", problems, "timeouts, temp_file_limit, search_path, CONNECTION LIMIT");
+    findings.none(
+        "C.3-27",
+        "limits on every login",
+        problems,
+        "timeouts, temp_file_limit, search_path, CONNECTION LIMIT",
+    );
     Ok(())
 }

@@ -107,10 +107,22 @@ fn instance(effective: &Effective, version: Version, findings: &mut Findings) {
     }
     let reserved = effective.number("superuser_reserved_connections");
     let enough = reserved >= i64::from(RESERVED_CONNECTIONS);
-    findings.check("C.2-17", "no Kerberos, connections sized", enough, format!("{reserved} reserved"), "3 reserved or more");
+    findings.check(
+        "C.2-17",
+        "no Kerberos, connections sized",
+        enough,
+        format!("{reserved} reserved"),
+        "3 reserved or more",
+    );
     if version.major >= 16 {
         let rounds = effective.number("scram_iterations");
-        findings.check("C.2-14", "SCRAM rounds", rounds >= 4096, format!("scram_iterations = {rounds}"), "4096 or more");
+        findings.check(
+            "C.2-14",
+            "SCRAM rounds",
+            rounds >= 4096,
+            format!("scram_iterations = {rounds}"),
+            "4096 or more",
+        );
     }
     let seconds = effective.number("authentication_timeout");
     let good = (1..=20).contains(&seconds);
@@ -130,8 +142,14 @@ fn logging(effective: &Effective, version: Version, findings: &mut Findings) {
     }
     findings.none("C.4-33", "log lines complete", problems, "who, where, when in UTC");
     // pgaudit is not loaded: BIB's own audit log is chained, and the golden list of libraries is empty (40).
-    let wanted = [("log_statement", "ddl"), ("log_parameter_max_length", "0"), ("log_parameter_max_length_on_error", "0")];
-    findings.none("C.4-34", "definitions logged, parameters not", effective.others(&wanted), "log_statement = ddl, no parameters");
+    let wanted =
+        [("log_statement", "ddl"), ("log_parameter_max_length", "0"), ("log_parameter_max_length_on_error", "0")];
+    findings.none(
+        "C.4-34",
+        "definitions logged, parameters not",
+        effective.others(&wanted),
+        "log_statement = ddl, no parameters",
+    );
     let mut problems = effective.others(&[
         ("debug_print_parse", "off"),
         ("debug_print_rewritten", "off"),
@@ -150,7 +168,12 @@ fn logging(effective: &Effective, version: Version, findings: &mut Findings) {
     if effective.shown("log_filename") != "postgresql-%a.log" {
         problems.push("log_filename does not keep one week".to_owned());
     }
-    findings.none("C.4-36", "log private, rotated, without data", problems, "0600, a file a day, one week, slow statements");
+    findings.none(
+        "C.4-36",
+        "log private, rotated, without data",
+        problems,
+        "0600, a file a day, one week, slow statements",
+    );
 }
 
 fn durability(effective: &Effective, version: Version, findings: &mut Findings) {
@@ -158,11 +181,27 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
     if !["on", "remote_apply"].contains(&effective.shown("synchronous_commit")) {
         problems.push(format!("synchronous_commit = '{}'", effective.shown("synchronous_commit")));
     }
-    findings.none("C.4-37", "acknowledged is durable", problems, "fsync, full_page_writes, synchronous_commit, wal_log_hints on");
+    findings.none(
+        "C.4-37",
+        "acknowledged is durable",
+        problems,
+        "fsync, full_page_writes, synchronous_commit, wal_log_hints on",
+    );
     let keep = effective.number("max_slot_wal_keep_size");
-    findings.check("C.4-39", "slots cannot fill the disk", keep > 0, format!("{keep} MB"), "max_slot_wal_keep_size finite");
+    findings.check(
+        "C.4-39",
+        "slots cannot fill the disk",
+        keep > 0,
+        format!("{keep} MB"),
+        "max_slot_wal_keep_size finite",
+    );
     let libraries = ["shared_preload_libraries", "local_preload_libraries", "session_preload_libraries"];
-    findings.none("C.4-40", "no libraries loaded", effective.others(&libraries.map(|name| (name, ""))), "the golden list: none");
+    findings.none(
+        "C.4-40",
+        "no libraries loaded",
+        effective.others(&libraries.map(|name| (name, ""))),
+        "the golden list: none",
+    );
     let mut wanted = vec![
         ("allow_system_table_mods", "off"),
         ("row_security", "on"),
@@ -180,7 +219,12 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
     if effective.number("idle_session_timeout") < 1 {
         problems.push("idle_session_timeout is off".to_owned());
     }
-    findings.none("C.4-43", "idle sessions end", problems, "idle_session_timeout, client_connection_check_interval = 10s");
+    findings.none(
+        "C.4-43",
+        "idle sessions end",
+        problems,
+        "idle_session_timeout, client_connection_check_interval = 10s",
+    );
     findings.none("C.4-44", "no JIT", effective.others(&[("jit", "off")]), "jit off");
 }
 
@@ -222,7 +266,13 @@ async fn passwords(connection: &mut PgConnection, findings: &mut Findings) -> Re
     let observed = format!("{md5} md5, {} of other kinds, {missing} logins without", other - md5);
     let good = other == 0 && missing == 0;
     findings.check("C.2-13", "SCRAM only", good, observed, "every password a SCRAM verifier");
-    findings.check("C.2-14", "SCRAM rounds", weakest >= 4096, format!("the weakest verifier has {weakest}"), "4096 or more");
+    findings.check(
+        "C.2-14",
+        "SCRAM rounds",
+        weakest >= 4096,
+        format!("the weakest verifier has {weakest}"),
+        "4096 or more",
+    );
     Ok(())
 }
 

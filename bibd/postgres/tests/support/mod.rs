@@ -165,11 +165,7 @@ impl TestServer {
     }
 }
 
-fn daemon(
-    settings: &Settings,
-    store: &Arc<MemoryStore>,
-    recorder: &Arc<Recorder>,
-) -> (Arc<ProcessPostgres>, Database) {
+fn daemon(settings: &Settings, store: &Arc<MemoryStore>, recorder: &Arc<Recorder>) -> (Arc<ProcessPostgres>, Database) {
     let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(2));
     let postgres = Arc::new(ProcessPostgres::new(settings.clone(), store.clone(), random.clone()));
     let database = Database::new(postgres.clone(), store.clone(), recorder.clone(), random);
