@@ -325,5 +325,8 @@ async fn a_stop_ends_onlookers_at_once_and_says_why() {
         tokio::join!(edge.supervisor.stop(TaskKind::Edge, Duration::from_secs(10)), async { watch.message().await });
     assert!(stopped, "nothing had to be ended by force");
     let status = ended.unwrap_err();
-    assert_eq!((status.code(), status.get_details_error_info().unwrap().reason.as_str()), (Code::Unavailable, "BIB0304"));
+    assert_eq!(
+        (status.code(), status.get_details_error_info().unwrap().reason.as_str()),
+        (Code::Unavailable, "BIB0304")
+    );
 }

@@ -339,10 +339,10 @@ fn fitting(defaults: &Value, key: &str, value: &Value, origin: &Origin) -> Resul
         forms.push(items.map(|item| Value::String(item.to_owned())).collect());
     }
     forms.push(value.clone());
-    if let (Value::String(text), true) = (value, !matches!(origin, Origin::File { .. })) {
-        if let Ok(read) = serde_yaml_ng::from_str::<Value>(text) {
-            forms.push(read);
-        }
+    if let (Value::String(text), true) = (value, !matches!(origin, Origin::File { .. }))
+        && let Ok(read) = serde_yaml_ng::from_str::<Value>(text)
+    {
+        forms.push(read);
     }
     let mut first = None;
     for form in forms {
