@@ -99,7 +99,9 @@ where
                     end.finish(code);
                     response
                 }
-                None => response.map(|body| Body::new(Watched::new(body, header, draining, move |code| end.finish(code)))),
+                None => {
+                    response.map(|body| Body::new(Watched::new(body, header, draining, move |code| end.finish(code))))
+                }
             })
         };
         Box::pin(answer.instrument(span))
