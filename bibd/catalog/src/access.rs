@@ -175,6 +175,13 @@ static REVOKED: Statement = Statement::new(
     "SELECT serial FROM bib.certificates WHERE revoked_at IS NOT NULL AND not_after > $1",
 );
 
+// What the handshake needs in memory at start: every certificate that could be shown, and whether it counts.
+static STANDING: Statement = Statement::new(
+    Class::Select,
+    "certificates",
+    "SELECT serial, revoked_at IS NULL FROM bib.certificates WHERE not_after > $1",
+);
+
 static INSERT_SESSION: Statement = Statement::new(
     Class::Insert,
     "sessions",
@@ -188,6 +195,13 @@ static LIST_SESSIONS: Statement = Statement::new(
     "sessions",
     "SELECT id, user_id, token_hash, key_fingerprint, certificate_serial, peer_address, created_at, last_seen_at, expires_at
      FROM bib.sessions WHERE user_id = $1 AND ended_at IS NULL AND expires_at > $2 AND id > $3 ORDER BY id LIMIT $4",
+);
+
+static FIND_SESSION: Statement = Statement::new(
+    Class::Select,
+    "sessions",
+    "SELECT id, user_id, token_hash, key_fingerprint, certificate_serial, peer_address, created_at, last_seen_at, expires_at
+     FROM bib.sessions WHERE id = $1 AND ended_at IS NULL AND expires_at > $2",
 );
 
 static END_SESSION: Statement = Statement::new(
@@ -246,8 +260,10 @@ pub(crate) static STATEMENTS: &[&Statement] = &[
     &REVOKE_ALL,
     &REVOKE_BY_KEY,
     &REVOKED,
+    &STANDING,
     &INSERT_SESSION,
     &LIST_SESSIONS,
+    &FIND_SESSION,
     &END_SESSION,
     &FIND_BEARER,
     &TOUCH_SESSION,
@@ -297,6 +313,22 @@ struct SessionRow {
     created_at: OffsetDateTime,
     last_seen_at: OffsetDateTime,
     expires_at: OffsetDateTime,
+}
+
+impl SessionRow {
+    fn into_log_in(self) -> Result<LogIn> {
+        Ok(LogIn {
+            id: SessionId::from_uuid(self.id),
+            user: UserId::from_uuid(self.user_id),
+            token: hash("sessions", "token_hash", self.id, &self.token_hash)?,
+            key_fingerprint: self.key_fingerprint,
+            serial: self.certificate_serial,
+            peer_address: self.peer_address,
+            created_at: self.created_at.into(),
+            last_seen_at: self.last_seen_at.into(),
+            expires_at: self.expires_at.into(),
+        })
+    }
 }
 
 #[derive(FromRow)]
@@ -420,6 +452,14 @@ pub async fn revoked(session: &mut impl Session, now: Timestamp) -> Result<Vec<S
     Ok(rows.into_iter().map(|(serial,)| serial).collect())
 }
 
+/// Every certificate that has not expired, with whether it counts.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn standing(session: &mut impl Session, now: Timestamp) -> Result<Vec<(String, bool)>> {
+    STANDING.on(session).bind(now.to_offset()).all().await
+}
+
 /// Opens a session.
 ///
 /// # Errors
@@ -452,21 +492,16 @@ pub async fn list_sessions(
 ) -> Result<Vec<LogIn>> {
     let run = LIST_SESSIONS.on(session).bind(user.as_uuid()).bind(now.to_offset()).bind(after.as_uuid());
     let rows: Vec<SessionRow> = run.bind(i64::from(limit)).all().await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(LogIn {
-                id: SessionId::from_uuid(row.id),
-                user: UserId::from_uuid(row.user_id),
-                token: hash("sessions", "token_hash", row.id, &row.token_hash)?,
-                key_fingerprint: row.key_fingerprint,
-                serial: row.certificate_serial,
-                peer_address: row.peer_address,
-                created_at: row.created_at.into(),
-                last_seen_at: row.last_seen_at.into(),
-                expires_at: row.expires_at.into(),
-            })
-        })
-        .collect()
+    rows.into_iter().map(SessionRow::into_log_in).collect()
+}
+
+/// The live session with this id.
+///
+/// # Errors
+/// When the database is gone or the row is nonsense.
+pub async fn find_session(session: &mut impl Session, id: SessionId, now: Timestamp) -> Result<Option<LogIn>> {
+    let row: Option<SessionRow> = FIND_SESSION.on(session).bind(id.as_uuid()).bind(now.to_offset()).optional().await?;
+    row.map(SessionRow::into_log_in).transpose()
 }
 
 /// Ends a session, of `user` only if given. False when there was none.

@@ -161,6 +161,20 @@ static OTHER_ADMINS: Statement = Statement::new(
     "SELECT id FROM bib.users WHERE role = 'admin' AND state = 'active' AND id <> $1 ORDER BY id FOR UPDATE",
 );
 
+// Who opens a session or is given a certificate: whoever suspends the user or removes the key at the same time waits,
+// and then sees what was opened.
+static LOCK_ACTIVE: Statement = Statement::new(
+    Class::Select,
+    "users",
+    "SELECT id FROM bib.users WHERE id = $1 AND state = 'active' FOR SHARE",
+);
+
+static LOCK_KEY: Statement = Statement::new(
+    Class::Select,
+    "user_keys",
+    "SELECT user_id FROM bib.user_keys WHERE user_id = $1 AND fingerprint = $2 AND removed_at IS NULL FOR SHARE",
+);
+
 static COUNT: Statement =
     Statement::new(Class::Select, "users", "SELECT count(*) FROM bib.users WHERE state <> 'removed'");
 
@@ -236,6 +250,8 @@ pub(crate) static STATEMENTS: &[&Statement] = &[
     &INSERT,
     &UPDATE,
     &OTHER_ADMINS,
+    &LOCK_ACTIVE,
+    &LOCK_KEY,
     &COUNT,
     &ADD_UID,
     &REMOVE_UIDS,
@@ -399,6 +415,22 @@ pub async fn update(tx: &mut Tx, id: UserId, change: &UserChange, now: Timestamp
 pub async fn lock_other_admins(tx: &mut Tx, id: UserId) -> Result<usize> {
     let rows: Vec<(Uuid,)> = OTHER_ADMINS.on(tx).bind(id.as_uuid()).all().await?;
     Ok(rows.len())
+}
+
+/// Whether the user is active; if so, stays so until the transaction ends.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn lock_active(tx: &mut Tx, id: UserId) -> Result<bool> {
+    Ok(LOCK_ACTIVE.on(tx).bind(id.as_uuid()).optional::<(Uuid,)>().await?.is_some())
+}
+
+/// Whether the user has this key; if so, keeps it until the transaction ends.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn lock_key(tx: &mut Tx, id: UserId, key: &KeyFingerprint) -> Result<bool> {
+    Ok(LOCK_KEY.on(tx).bind(id.as_uuid()).bind(key.to_string()).optional::<(Uuid,)>().await?.is_some())
 }
 
 /// Users who are not removed.

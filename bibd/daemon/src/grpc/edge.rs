@@ -6,16 +6,14 @@ use std::sync::Arc;
 use bib_proto::v1::topic_service_server::TopicServiceServer;
 use tonic::service::Routes;
 
-use crate::actor::Actor;
-use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
-use crate::grpc::peer::Peer;
 use crate::grpc::stack::{Authenticator, Refusal, RefusalSink};
 use crate::grpc::topic::TopicHandler;
 use crate::services::base::Base;
 use crate::services::grant::GrantUseCases;
 use crate::services::topic::TopicUseCases;
-use crate::services::{ServiceError, tasks};
+use crate::services::auth::authenticate::Authentication;
+use crate::services::{accounts, tasks};
 
 /// What the server serves and who guards it.
 pub struct Edge {
@@ -36,26 +34,13 @@ impl Edge {
     pub async fn build(foundation: &Foundation) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let base = Base::of(foundation);
         tasks::start(foundation, &base).await?;
+        let accounts = accounts::start(foundation, &base).await?;
         let topics = TopicUseCases::new(base.clone());
         let grants = GrantUseCases::new(base.clone(), topics.clone());
         // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
         let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
         let routes = Routes::default().add_service(TopicServiceServer::new(handler));
-        Ok(Self { routes, authenticator: Arc::new(Nobody), refusals: Arc::new(LogRefusals) })
-    }
-}
-
-/// Recognises nobody: what guards the node until its users are known.
-pub struct Nobody;
-
-#[tonic::async_trait]
-impl Authenticator for Nobody {
-    async fn authenticate(&self, _: &Peer, _: Option<&str>, _: &str) -> Result<Actor, ServiceError> {
-        Err(ServiceError::unauthenticated(
-            ErrorCode::UNAUTHENTICATED,
-            "this node does not know its users yet",
-            "try again when the node has started",
-        ))
+        Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(LogRefusals) })
     }
 }
 

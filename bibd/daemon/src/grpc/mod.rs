@@ -1,6 +1,7 @@
 //! The gRPC edge: listeners, the interceptor stack, and one file per service that does four things: who, parse, call,
 //! convert. Only this folder names `tonic::Status`. It never contains a rule of the domain.
 
+pub mod auth;
 pub mod call;
 pub mod connections;
 pub mod edge;

@@ -3,8 +3,11 @@
 //!
 //! Nothing here names tonic or contains SQL. `grpc/edge.rs` builds the services and puts their handlers together.
 
+pub mod accounts;
 pub mod audit;
+pub mod auth;
 pub mod base;
+pub mod bootstrap;
 pub mod dataset;
 pub mod error;
 pub mod grant;
@@ -14,5 +17,6 @@ pub mod sequencer;
 pub mod tasks;
 pub mod topic;
 pub mod updates;
+pub mod users;
 
 pub use error::ServiceError;
