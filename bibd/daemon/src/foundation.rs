@@ -31,6 +31,8 @@ use crate::supervisor::Supervisor;
 
 /// How long a call waits for a database connection (security.md, B-STO 11).
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was idle for this long is tried before it is used.
+const TEST_AFTER_IDLE: Duration = Duration::from_millis(500);
 /// The sequencer works alone; the second connection is for its checkpoints.
 const SEAL_CONNECTIONS: u32 = 2;
 const AUDIT_CONNECTIONS: u32 = 4;
@@ -212,8 +214,20 @@ pub(crate) async fn open_database(config: &Config, database: &Database, clock: &
     }
     let pool = |group: GroupRole, size: u32| -> Result<PgPool, StartError> {
         let options = database.connect_options(group)?;
-        let builder =
-            PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
+        let builder = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            // A busy pool pays nothing; after a crash of the server, which takes longer than this to recover from, the
+            // dead connections are found and replaced before a call gets one.
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for >= TEST_AFTER_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            });
         Ok(builder.connect_lazy_with(options))
     };
     let db = Db::new(Pools {
