@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod call;
 pub mod connections;
+pub mod dataset_catalog;
 pub mod edge;
 pub mod error;
 pub mod health;
