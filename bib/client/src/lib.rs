@@ -16,7 +16,7 @@
 //! let client = Client::connect(Target::local(&Places::default())?, options)?;
 //! let published = Publish::new("data", name, "first version")
 //!     .with_license("CC-BY-4.0")
-//!     .run(&client, &Silent)
+//!     .run(&client, Arc::new(Silent))
 //!     .await?;
 //! println!("{} {}", published.dataset, published.version);
 //! # Ok(())
@@ -34,13 +34,16 @@ pub mod target;
 mod client;
 mod connect;
 mod login;
+mod pages;
 mod paging;
+mod publish;
 
 pub use client::{Answers, Client};
 pub use error::{Error, ErrorKind, Result};
 pub use login::LoggedIn;
 pub use options::{KeySource, Options, Random};
 pub use progress::{Notice, Phase, Progress, Silent};
+pub use publish::{Publish, Published};
 pub use target::{Places, Target};
 
 /// The messages of the API.

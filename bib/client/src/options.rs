@@ -17,9 +17,15 @@ use crate::error::Result;
 pub struct Random(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
 
 impl Random {
-    /// A source that fills slices with random bytes. Request ids and the names of temporary files come from it; keys do not.
+    /// A source that fills slices with random bytes from a cryptographic generator: request ids and the signing key that
+    /// a first publish makes come from it.
     pub fn new(fill: impl Fn(&mut [u8]) + Send + Sync + 'static) -> Self {
         Self(Arc::new(fill))
+    }
+
+    /// Fills `bytes`.
+    pub(crate) fn fill(&self, bytes: &mut [u8]) {
+        (self.0)(bytes);
     }
 
     /// 32 hex digits.
