@@ -58,13 +58,16 @@ CREATE TABLE audit_unsealed (
     n            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id           uuid NOT NULL,
     time         timestamptz NOT NULL,
-    body         bytea NOT NULL
+    -- Of the body as it was inserted: a body that is changed before its seal does not fit its seal.
+    digest       bytea NOT NULL CHECK (length(digest) = 32)
 );
 
 CREATE FUNCTION audit_enqueue() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = bib, pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO audit_unsealed (id, time, body) VALUES (NEW.id, NEW.time, NEW.body);
+    -- SHA-256("bib-audit-entry-v1\0" || body)
+    INSERT INTO audit_unsealed (id, time, digest)
+    VALUES (NEW.id, NEW.time, sha256('\x6269622d61756469742d656e7472792d763100'::bytea || NEW.body));
     RETURN NULL;
 END $$;
 

@@ -11,7 +11,7 @@ pub use read::{
     Counted, LoggedRow, UnsealedRow, checkpoints, count, digests, find_sealed, newest_checkpoint, queued_without_entry,
     rows, unsealed_entries,
 };
-pub use seal::{Queued, insert_checkpoint, load_heads, make_block, seal_next};
+pub use seal::{insert_checkpoint, load_heads, make_block, seal_next};
 
 use bib_core::Timestamp;
 use bibd_audit::entry::Entry;

@@ -1,13 +1,12 @@
 //! Sealing: the queue is emptied and the seals are written in one transaction, by one sequencer.
 
 use bib_core::Timestamp;
-use bibd_audit::body::digest;
 use bibd_audit::chain::{ChainState, Seal};
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::row::signed;
+use crate::row::{hash, signed};
 use crate::statement::{Class, Statement};
 use crate::{Error, Result, Session, Tx};
 
@@ -19,9 +18,9 @@ static TAKE: Statement = Statement::new(
     "WITH taken AS (
          DELETE FROM bib.audit_unsealed
          WHERE n IN (SELECT n FROM bib.audit_unsealed ORDER BY n LIMIT $1)
-         RETURNING n, id, time, body
+         RETURNING n, id, time, digest
      )
-     SELECT n, id, time, body FROM taken ORDER BY n",
+     SELECT id, time, digest FROM taken ORDER BY n",
 );
 
 static INSERT: Statement = Statement::new(
@@ -57,22 +56,11 @@ static MAKE_BLOCK: Statement = Statement::new(Class::Call, "audit_seal", "SELECT
 pub(super) static STATEMENTS: &[&Statement] =
     &[&TAKE, &INSERT, &SAVE_HEAD, &LOAD_HEADS, &INSERT_CHECKPOINT, &MAKE_BLOCK];
 
-/// An entry in the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queued {
-    /// The entry.
-    pub id: Uuid,
-    /// Its time column, which says in which partition it lies.
-    pub time: Timestamp,
-    /// Its body, as it was when it was committed.
-    pub body: Vec<u8>,
-}
-
 #[derive(FromRow)]
 struct QueuedRow {
     id: Uuid,
     time: OffsetDateTime,
-    body: Vec<u8>,
+    digest: Vec<u8>,
 }
 
 /// Seals the next `limit` entries of the queue and stores the chain's new state. An empty answer means that the queue
@@ -86,7 +74,8 @@ pub async fn seal_next(tx: &mut Tx, state: &mut ChainState, limit: i64, now: Tim
         return Ok(Vec::new());
     }
     let times: Vec<OffsetDateTime> = rows.iter().map(|row| row.time).collect();
-    let seals = state.seal(rows.iter().map(|row| (row.id, digest(&row.body))));
+    let queued = rows.iter().map(|row| Ok((row.id, hash("audit_unsealed", "digest", row.id, &row.digest)?)));
+    let seals = state.seal(queued.collect::<Result<Vec<_>>>()?);
     let epoch = signed(state.epoch)?;
     let seqs = seals.iter().map(|seal| signed(seal.seq)).collect::<Result<Vec<_>>>()?;
     INSERT

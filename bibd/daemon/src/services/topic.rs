@@ -4,16 +4,16 @@ use bib_core::access::{Embargo, Standing, Verb, Visibility};
 use bib_core::metadata::license;
 use bib_core::name::TopicName;
 use bib_core::record::{Body, Life, Revision, Topic as TopicRecord};
-use bib_core::{TopicId, UserId};
+use bib_core::{KeyFingerprint, TopicId};
 use bibd_catalog::topics::{SeenTopic, Topic, TopicChange, TopicFilter};
-use bibd_catalog::{Session, Tx, node, records, topics, users};
+use bibd_catalog::{Session, Tx, node, records, topics};
 use serde_json::json;
 
 use super::base::{Base, allow_node, allow_topic};
 use super::error::ServiceError;
 use super::journal::Act;
 use super::updates::Update;
-use crate::actor::Call;
+use crate::actor::{Call, Via};
 use crate::errors::ErrorCode;
 
 /// First answers to repeated requests are kept for a day.
@@ -314,7 +314,11 @@ impl TopicUseCases {
             created_at: now,
             updated_at: now,
         };
-        let creator = self.creator(tx, call.actor.user).await?;
+        // On the socket no key is shown: then the record names none.
+        let creator = match &call.actor.via {
+            Via::Tls { key, .. } => Some(*key),
+            Via::Socket { .. } | Via::Internal { .. } => None,
+        };
         let body = record(&topic, Revision::first(self.base.epoch), Life::Live, creator, new.name.clone());
         let signed = self.base.sign(&Body::Topic(body))?;
         match topics::insert(tx, &topic, &signed).await {
@@ -344,20 +348,16 @@ impl TopicUseCases {
     async fn sign_again(&self, tx: &mut Tx, topic: &Topic, life: Life) -> Result<(), ServiceError> {
         let id = topic.id.to_string();
         let name = TopicName::new(&topic.name).map_err(ServiceError::internal)?;
-        let creator = match topic.created_by {
-            Some(user) => self.creator(tx, user).await?,
-            None => None,
+        let before = records::find(tx, "topic", &id).await?;
+        let creator = match before.map(|record| Body::parse(&record.body)).transpose() {
+            Ok(Some(Body::Topic(before))) => before.creator,
+            Ok(_) => None,
+            Err(error) => return Err(ServiceError::internal(error)),
         };
         let make = |revision| Body::Topic(record(topic, revision, life, creator, name));
         let signed = self.base.sign_next(tx, "topic", &id, make).await?;
         records::put(tx, "topic", &id, &signed, self.base.now()).await?;
         Ok(())
-    }
-
-    /// The first key of the person who made the topic, for its record.
-    async fn creator(&self, tx: &mut Tx, user: UserId) -> Result<Option<bib_core::KeyFingerprint>, ServiceError> {
-        let keys = users::list_keys(tx, &[user], false).await?;
-        Ok(keys.first().map(|key| key.fingerprint))
     }
 
     fn tell(&self, kind: &'static str, topic: &Topic) {
@@ -376,7 +376,7 @@ fn record(
     topic: &Topic,
     revision: Revision,
     life: Life,
-    creator: Option<bib_core::KeyFingerprint>,
+    creator: Option<KeyFingerprint>,
     name: TopicName,
 ) -> TopicRecord {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
