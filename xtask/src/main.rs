@@ -1,2 +1,56 @@
-//! Sketch.
-fn main() {}
+//! What a developer runs: `cargo xtask demo | test | bench | soak | ci | tidy`.
+//!
+//! Links none of the product: it drives the built programs as a user would, so a change of the product never keeps the
+//! tool that checks it from compiling. Start with [`ci`] for what must hold, with [`demo`] for what BIB does.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks on its standard streams")]
+#![allow(unreachable_pub, reason = "in a binary `pub` marks what a module shows to its siblings")]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ci;
+mod machine;
+mod postgres;
+mod process;
+mod report;
+mod test;
+mod tidy;
+
+/// The developer's commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The developer's commands of BIB.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Builds everything and runs every test; finds or installs PostgreSQL.
+    Test {
+        /// Arguments for `cargo nextest run`, such as a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        nextest: Vec<String>,
+    },
+    /// Exactly what CI runs: format, clippy, documentation, tidy, licences, tests, a short soak.
+    Ci,
+    /// Checks the rules that the compiler cannot.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test { nextest } => test::run_all(&nextest).map(drop),
+        Command::Ci => ci::run_all(),
+        Command::Tidy => tidy::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

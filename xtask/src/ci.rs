@@ -1,0 +1,84 @@
+//! `cargo xtask ci`: exactly what CI runs, on a machine that has nothing but Rust.
+//!
+//! Each step is printed with its time; the first that fails ends the run.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::process::{capture, cargo, root, run};
+use crate::{machine, postgres, test, tidy};
+
+/// Runs every step in order, cheap ones first.
+///
+/// # Errors
+/// The first step that fails.
+pub fn run_all() -> anyhow::Result<()> {
+    let mut steps = Steps::default();
+    steps.step("machine", || {
+        machine::ensure_parts()?;
+        postgres::ensure()?;
+        machine::ensure_nextest()
+    })?;
+    steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
+    steps.step("tidy", tidy::run)?;
+    steps.step("licences, bans, sources", || {
+        machine::ensure_deny()?;
+        run(cargo().args(["deny", "--locked", "check", "bans", "licenses", "sources"]))
+    })?;
+    steps.step("advisories", advisories)?;
+    steps.step("clippy", || {
+        let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
+        run(cargo().args(lint))
+    })?;
+    steps.step("documentation", || {
+        let mut doc = cargo();
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        run(doc.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked", "--quiet"]))
+    })?;
+    let summary = steps.step("tests", || test::run_all(&[]))?;
+    steps.print();
+    println!("{}", summary.unwrap_or_default());
+    Ok(())
+}
+
+/// The database of advisories lies behind a network that CI may not have: then that is said, loudly, and nothing is
+/// claimed (`docs/not-here.md`).
+fn advisories() -> anyhow::Result<()> {
+    let mut fetch = Command::new("timeout");
+    fetch.current_dir(root()).args(["60", "cargo", "deny", "--locked", "fetch", "db"]);
+    if let Err(error) = capture(&mut fetch) {
+        println!("==== NOT CHECKED: the advisory database cannot be reached from here (docs/not-here.md)");
+        println!("{error}");
+        return Ok(());
+    }
+    run(cargo().args(["deny", "--locked", "check", "--disable-fetch", "advisories"]))
+}
+
+/// The steps that were run and how long each took.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, Duration)>);
+
+impl Steps {
+    fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        println!("\n==== {name}");
+        let began = Instant::now();
+        let outcome = work();
+        let took = began.elapsed();
+        self.0.push((name, took));
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("==== {name}: {word} in {:.1} s", took.as_secs_f64());
+        if outcome.is_err() {
+            self.print();
+        }
+        outcome
+    }
+
+    fn print(&self) {
+        println!();
+        for (name, took) in &self.0 {
+            println!("{:>8.1} s  {name}", took.as_secs_f64());
+        }
+        let all: Duration = self.0.iter().map(|(_, took)| *took).sum();
+        println!("{:>8.1} s  in all", all.as_secs_f64());
+    }
+}
