@@ -3,17 +3,25 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use bib_proto::v1::auth_service_server::AuthServiceServer;
 use bib_proto::v1::topic_service_server::TopicServiceServer;
+use bib_proto::v1::user_service_server::UserServiceServer;
 use tonic::service::Routes;
 
 use crate::foundation::Foundation;
-use crate::grpc::stack::{Authenticator, Refusal, RefusalSink};
+use crate::grpc::auth::AuthHandler;
+use crate::grpc::stack::{Authenticator, RefusalSink};
 use crate::grpc::topic::TopicHandler;
+use crate::grpc::user::UserHandler;
+use crate::services::auth::authenticate::Authentication;
+use crate::services::auth::login::LogIns;
 use crate::services::base::Base;
 use crate::services::grant::GrantUseCases;
+use crate::services::refusals::Refusals;
 use crate::services::topic::TopicUseCases;
-use crate::services::auth::authenticate::Authentication;
+use crate::services::users::Users;
 use crate::services::{accounts, tasks};
+use crate::supervisor::{Policy, TaskKind};
 
 /// What the server serves and who guards it.
 pub struct Edge {
@@ -35,20 +43,22 @@ impl Edge {
         let base = Base::of(foundation);
         tasks::start(foundation, &base).await?;
         let accounts = accounts::start(foundation, &base).await?;
+        let (refusals, writer) = Refusals::new(base.clone());
+        foundation.supervisor.spawn(
+            TaskKind::Background,
+            Policy::RestartWithBackoff,
+            "refusals",
+            writer.writing(),
+        );
+        let log_ins = LogIns::new(accounts.clone(), Arc::clone(&foundation.certificates.tls), refusals.clone());
         let topics = TopicUseCases::new(base.clone());
         let grants = GrantUseCases::new(base.clone(), topics.clone());
         // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
         let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
-        let routes = Routes::default().add_service(TopicServiceServer::new(handler));
-        Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(LogRefusals) })
-    }
-}
-
-/// Writes refusals into the daemon's log.
-pub struct LogRefusals;
-
-impl RefusalSink for LogRefusals {
-    fn refused(&self, refusal: Refusal) {
-        tracing::warn!(rpc = refusal.method, peer = %refusal.arrival.peer, reason = refusal.reason, "a call was refused");
+        let routes = Routes::default()
+            .add_service(AuthServiceServer::new(AuthHandler::new(&accounts, log_ins)))
+            .add_service(UserServiceServer::new(UserHandler::new(Users::new(accounts.clone()))))
+            .add_service(TopicServiceServer::new(handler));
+        Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(refusals) })
     }
 }

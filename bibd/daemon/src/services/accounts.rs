@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bib_core::{Hash, KeyFingerprint, Timestamp, UserId};
+use bib_core::{Hash, KeyFingerprint, UserId};
 use bib_identity::ca::{CaError, ClientSubject};
 use bib_identity::server_tls::{RevocationCheck as _, RevocationStatus};
 use bib_identity::{CertificateAuthority, IssuedCertificate};
@@ -22,7 +22,7 @@ use super::base::Base;
 use super::bootstrap;
 use super::error::ServiceError;
 use super::journal::Act;
-use crate::actor::Call;
+use crate::actor::{Call, Via};
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::revocation::CertificateList;
@@ -112,7 +112,8 @@ impl Accounts {
         self.base.journal.commit(tx, call, act).await.map(|_| ())
     }
 
-    /// As [`Accounts::commit`]; the certificates with these serials no longer count and their connections are cut.
+    /// As [`Accounts::commit`]; the certificates with these serials no longer count and their connections are cut. The
+    /// caller's own connection is left to the reconciler, so that the answer arrives.
     pub(super) async fn commit_revoking(
         &self,
         tx: Tx,
@@ -122,7 +123,8 @@ impl Accounts {
     ) -> Result<(), ServiceError> {
         // On failure the reconciler decides by what the catalog says.
         self.commit(tx, call, act).await?;
-        for serial in serials {
+        let own = own_serial(call);
+        for serial in serials.iter().filter(|serial| Some(serial.as_str()) != own) {
             let cut = self.certificates.revoked(serial);
             tracing::info!(certificate.serial = %serial, connections = cut, "a certificate was revoked");
         }
@@ -168,6 +170,13 @@ impl Accounts {
             None => true,
         };
         Ok(has_key && users::lock_active(tx, user).await?)
+    }
+
+    /// The SSH key that vouched for the caller's certificate; none over the socket.
+    pub(super) async fn vouching_key(&self, tx: &mut Tx, call: &Call) -> Result<Option<KeyFingerprint>, ServiceError> {
+        let (Via::Tls { key, .. }, Some(serial)) = (&call.actor.via, own_serial(call)) else { return Ok(None) };
+        let certificate = access::find_certificate(tx, serial).await?;
+        Ok(certificate.filter(|row| !row.key_fingerprint.is_empty()).map(|_| *key))
     }
 
     /// A new token and the hash that is stored of it.
@@ -240,6 +249,14 @@ pub(super) fn need_full_scope(call: &Call) -> Result<(), ServiceError> {
     })
 }
 
+/// The serial of the caller's certificate, over TLS.
+pub(super) fn own_serial(call: &Call) -> Option<&str> {
+    match &call.actor.via {
+        Via::Tls { serial, .. } => Some(serial),
+        Via::Socket { .. } | Via::Internal { .. } => None,
+    }
+}
+
 /// A name for people: one line, nothing that a terminal would act on, at most 128 characters.
 pub(super) fn label(field: &str, text: &str) -> Result<String, ServiceError> {
     line(field, text, MAX_NAME_CHARS)
@@ -261,9 +278,4 @@ pub(super) fn line(field: &str, text: &str, max: usize) -> Result<String, Servic
 /// An id in a request.
 pub(super) fn id(field: &str, text: &str) -> Result<Uuid, ServiceError> {
     Uuid::try_parse(text).map_err(|_| ServiceError::invalid(field, "an id such as 0195d2a1-... is needed"))
-}
-
-/// A time from now in whole seconds.
-pub(super) fn seconds_from(now: Timestamp, by: Duration) -> Timestamp {
-    now.plus_seconds(i64::try_from(by.as_secs()).unwrap_or(i64::MAX))
 }

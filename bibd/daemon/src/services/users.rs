@@ -174,10 +174,7 @@ impl Users {
         }
         let role = change.role.filter(|role| *role != user.role);
         let change = UserChange {
-            display_name: change
-                .display_name
-                .map(|text| line("display_name", &text, MAX_DISPLAY_CHARS))
-                .transpose()?,
+            display_name: change.display_name.map(|text| line("display_name", &text, MAX_DISPLAY_CHARS)).transpose()?,
             orcid: change.orcid.map(|text| orcid(&text)).transpose()?,
             role,
             state: None,
@@ -335,12 +332,7 @@ fn not_oneself(call: &Call, user: &User, what: &str) -> Result<(), ServiceError>
     Ok(())
 }
 
-async fn set_state(
-    tx: &mut Tx,
-    id: UserId,
-    state: UserState,
-    now: bib_core::Timestamp,
-) -> Result<(), ServiceError> {
+async fn set_state(tx: &mut Tx, id: UserId, state: UserState, now: bib_core::Timestamp) -> Result<(), ServiceError> {
     let change = UserChange { state: Some(state), ..UserChange::default() };
     Ok(users::update(tx, id, &change, now).await?)
 }

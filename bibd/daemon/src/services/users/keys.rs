@@ -120,5 +120,6 @@ pub(in crate::services) fn key_row(user: UserId, key: &PublicKey, now: Timestamp
 
 /// A key's fingerprint in a request.
 pub(crate) fn parse_fingerprint(field: &str, text: &str) -> Result<KeyFingerprint, ServiceError> {
-    text.parse().map_err(|error: bib_core::fingerprint::FingerprintError| ServiceError::invalid(field, error.to_string()))
+    text.parse()
+        .map_err(|error: bib_core::fingerprint::FingerprintError| ServiceError::invalid(field, error.to_string()))
 }

@@ -71,7 +71,10 @@ impl Preferences {
         };
         let locale = if locale.is_empty() { default.locale } else { locale.to_owned() };
         if !is_tag(&locale) {
-            return Err(ServiceError::invalid("preferences.locale", "a language tag such as `en` or `pt-BR` is needed"));
+            return Err(ServiceError::invalid(
+                "preferences.locale",
+                "a language tag such as `en` or `pt-BR` is needed",
+            ));
         }
         Ok(Self { theme, locale })
     }
