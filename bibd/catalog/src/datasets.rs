@@ -168,7 +168,7 @@ static SET_LATEST: Statement = Statement::new(
     "datasets",
     "UPDATE bib.datasets
      SET latest = $2, last_n = $3, versions = versions + 1, title = $4, description = $5, license = $6, metadata = $7,
-         creators = coalesce($7 -> 'creators', '[]'), funders = coalesce($7 -> 'funders', '[]'),
+         creators = coalesce($7::jsonb -> 'creators', '[]'), funders = coalesce($7 -> 'funders', '[]'),
          related = coalesce($7 -> 'related', '[]'),
          keywords = ARRAY(SELECT jsonb_array_elements_text(coalesce($7 -> 'keywords', '[]'))),
          publisher = coalesce($7 ->> 'publisher', ''), language = coalesce($7 ->> 'language', ''),

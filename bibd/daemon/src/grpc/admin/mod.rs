@@ -1,0 +1,269 @@
+//! AdminService: running the node. Each call asks the policy in its use case.
+
+mod audit;
+mod logs;
+mod working;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bib_core::access::Verb;
+use bib_proto::v1::admin_service_server::AdminService;
+use bib_proto::v1::{self as pb, AuditEntry, ExportAuditResponse, LogEntry, ScrubResponse, VerifyAuditResponse};
+use bibd_postgres::checklist::{Finding, Status as Verdict};
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status};
+
+use super::page::Page;
+use super::{call_of, metadata_of};
+use crate::actor::Call;
+use crate::clock::Clock;
+use crate::logging::Logs;
+use crate::services::ServiceError;
+use crate::services::audit::AuditService;
+use crate::services::base::allow_node;
+use crate::services::configuration::Configuration;
+use crate::services::database_audit::DatabaseAudit;
+use crate::services::journal::Journal;
+use crate::services::node_info::NodeUseCases;
+use crate::services::recovery::Recovery;
+
+/// How long running calls are given when the request does not say.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+
+/// What the handler calls.
+#[derive(Clone)]
+pub struct AdminParts {
+    /// The audit log.
+    pub audit: AuditService,
+    /// Tells what is sealed.
+    pub journal: Journal,
+    /// The configuration.
+    pub configuration: Configuration,
+    /// The checklist.
+    pub database: DatabaseAudit,
+    /// The node as a whole.
+    pub node: NodeUseCases,
+    /// The recovery sheet.
+    pub recovery: Recovery,
+    /// The daemon's log.
+    pub logs: Logs,
+    /// Measures durations.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The handler.
+pub struct AdminHandler {
+    parts: AdminParts,
+}
+
+impl AdminHandler {
+    /// Over the use cases.
+    #[must_use]
+    pub fn new(parts: AdminParts) -> Self {
+        Self { parts }
+    }
+
+    fn config(&self, call: &Call) -> Result<pb::GetConfigResponse, ServiceError> {
+        let values = self.parts.configuration.get(call)?;
+        let value = |value: crate::services::configuration::Effective| pb::ConfigValue {
+            key: value.key,
+            value: value.value,
+            origin: value.origin.to_owned(),
+            mutable: value.is_mutable,
+        };
+        Ok(pb::GetConfigResponse { values: values.into_iter().map(value).collect() })
+    }
+}
+
+type Streamed<T> = BoxStream<'static, Result<T, Status>>;
+
+#[tonic::async_trait]
+impl AdminService for AdminHandler {
+    async fn get_config(
+        &self,
+        request: Request<pb::GetConfigRequest>,
+    ) -> Result<Response<pb::GetConfigResponse>, Status> {
+        let call = call_of(&request)?;
+        Ok(Response::new(self.config(&call)?))
+    }
+
+    async fn update_config(
+        &self,
+        request: Request<pb::UpdateConfigRequest>,
+    ) -> Result<Response<pb::GetConfigResponse>, Status> {
+        let call = call_of(&request)?;
+        let wanted = request.into_inner();
+        self.parts.configuration.set(&call, &wanted.key, &wanted.value).await?;
+        Ok(Response::new(self.config(&call)?))
+    }
+
+    async fn get_metrics(
+        &self,
+        request: Request<pb::GetMetricsRequest>,
+    ) -> Result<Response<pb::GetMetricsResponse>, Status> {
+        let call = call_of(&request)?;
+        Ok(Response::new(pb::GetMetricsResponse { text: self.parts.node.metrics(&call)? }))
+    }
+
+    type StreamLogsStream = Streamed<LogEntry>;
+
+    async fn stream_logs(
+        &self,
+        request: Request<pb::StreamLogsRequest>,
+    ) -> Result<Response<Self::StreamLogsStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::LogsRead)?;
+        let wanted = request.into_inner();
+        let level = logs::level(&wanted.level)?;
+        Ok(Response::new(logs::lines(&self.parts.logs, level, wanted.tail, wanted.follow)))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<pb::ListAuditRequest>,
+    ) -> Result<Response<pb::ListAuditResponse>, Status> {
+        let call = call_of(&request)?;
+        let mut wanted = request.into_inner();
+        let page = Page::of(wanted.page.take())?;
+        let list = self.parts.audit.list(&call, &audit::filter(&wanted, &page)?).await?;
+        let info = page.info(list.len(), list.last().map(audit::key));
+        let entries = list.into_iter().map(audit::listed).collect();
+        Ok(Response::new(pb::ListAuditResponse { entries, page: Some(info) }))
+    }
+
+    type TailAuditStream = Streamed<AuditEntry>;
+
+    async fn tail_audit(
+        &self,
+        request: Request<pb::TailAuditRequest>,
+    ) -> Result<Response<Self::TailAuditStream>, Status> {
+        let call = call_of(&request)?;
+        let follow = self.parts.journal.follow();
+        let count = request.into_inner().tail;
+        Ok(Response::new(audit::tail(self.parts.audit.clone(), call, follow, count).await?))
+    }
+
+    type VerifyAuditStream = Streamed<VerifyAuditResponse>;
+
+    async fn verify_audit(
+        &self,
+        request: Request<pb::VerifyAuditRequest>,
+    ) -> Result<Response<Self::VerifyAuditStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::AuditRead)?;
+        Ok(Response::new(audit::verify(self.parts.audit.clone(), call, Arc::clone(&self.parts.clock))))
+    }
+
+    async fn prove_audit(
+        &self,
+        request: Request<pb::ProveAuditRequest>,
+    ) -> Result<Response<pb::ProveAuditResponse>, Status> {
+        let call = call_of(&request)?;
+        let wanted = request.into_inner();
+        if wanted.seq == 0 {
+            return Err(ServiceError::invalid("seq", "is the number of an entry, from 1").into());
+        }
+        let proof_json = self.parts.audit.prove(&call, wanted.epoch, wanted.seq).await?;
+        Ok(Response::new(pb::ProveAuditResponse { proof_json }))
+    }
+
+    type ExportAuditStream = Streamed<ExportAuditResponse>;
+
+    async fn export_audit(
+        &self,
+        request: Request<pb::ExportAuditRequest>,
+    ) -> Result<Response<Self::ExportAuditStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::AuditRead)?;
+        Ok(Response::new(audit::export(self.parts.audit.clone(), call)))
+    }
+
+    async fn erase_audit(
+        &self,
+        request: Request<pb::EraseAuditRequest>,
+    ) -> Result<Response<pb::EraseAuditResponse>, Status> {
+        let call = call_of(&request)?;
+        let wanted = request.into_inner();
+        let entry = wanted.entry_id.parse().map_err(|_| ServiceError::invalid("entry_id", "is not a UUID"))?;
+        self.parts.audit.erase(&call, entry, &wanted.reason).await?;
+        let operation = metadata_of(&call, &self.parts.node.foundation().peer_id);
+        Ok(Response::new(pb::EraseAuditResponse { operation: Some(operation) }))
+    }
+
+    async fn audit_database(
+        &self,
+        request: Request<pb::AuditDatabaseRequest>,
+    ) -> Result<Response<pb::AuditDatabaseResponse>, Status> {
+        let call = call_of(&request)?;
+        let findings = self.parts.database.run(&call).await?;
+        let mut answer = pb::AuditDatabaseResponse::default();
+        for found in findings {
+            match found.status {
+                Verdict::Pass => answer.passed += 1,
+                Verdict::Fail => answer.failed += 1,
+                Verdict::NotApplicable { .. } => answer.not_applicable += 1,
+                Verdict::Warn => {}
+            }
+            answer.findings.push(finding(found));
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn export_recovery(
+        &self,
+        request: Request<pb::ExportRecoveryRequest>,
+    ) -> Result<Response<pb::ExportRecoveryResponse>, Status> {
+        let call = call_of(&request)?;
+        let exported = self.parts.recovery.export(&call, request.into_inner().replace).await?;
+        Ok(Response::new(pb::ExportRecoveryResponse {
+            sheet: exported.sheet.to_string(),
+            age_recipient: exported.public.age_recipient,
+            ed25519_fingerprint: exported.key.to_string(),
+        }))
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<pb::CollectGarbageRequest>,
+    ) -> Result<Response<pb::CollectGarbageResponse>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::Maintain)?;
+        Err(ServiceError::internal("the collector is not built in yet").into())
+    }
+
+    type ScrubStream = Streamed<ScrubResponse>;
+
+    async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::Maintain)?;
+        Err(ServiceError::internal("the scrubber is not built in yet").into())
+    }
+
+    async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {
+        let call = call_of(&request)?;
+        let drain = match request.into_inner().drain_seconds {
+            0 => DEFAULT_DRAIN,
+            seconds => Duration::from_secs(u64::from(seconds)),
+        };
+        self.parts.node.shutdown(&call, drain).await?;
+        Ok(Response::new(pb::ShutdownResponse {}))
+    }
+}
+
+fn finding(finding: Finding) -> pb::Finding {
+    let (status, reason) = match finding.status {
+        Verdict::Pass => ("pass", ""),
+        Verdict::Fail => ("fail", ""),
+        Verdict::Warn => ("warn", ""),
+        Verdict::NotApplicable { reason } => ("not-applicable", reason),
+    };
+    pb::Finding {
+        item: finding.item.to_owned(),
+        title: finding.title.to_owned(),
+        status: status.to_owned(),
+        observed: finding.observed,
+        expected: finding.expected,
+        reason: reason.to_owned(),
+    }
+}
