@@ -26,6 +26,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod attest;
 pub mod error;
 pub mod options;
 pub mod progress;
@@ -33,18 +34,25 @@ pub mod target;
 
 mod client;
 mod connect;
+mod download;
 mod login;
 mod pages;
 mod paging;
+mod proof;
 mod publish;
+mod verify;
 
+pub use attest::Verdict;
 pub use client::{Answers, Client};
+pub use download::{Download, Downloaded};
 pub use error::{Error, ErrorKind, Result};
 pub use login::LoggedIn;
 pub use options::{KeySource, Options, Random};
 pub use progress::{Notice, Phase, Progress, Silent};
+pub use proof::{Proof, write_proof};
 pub use publish::{Publish, Published};
 pub use target::{Places, Target};
+pub use verify::{Difference, Verified, Verify};
 
 /// The messages of the API.
 pub use bib_proto::v1 as pb;

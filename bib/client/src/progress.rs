@@ -61,6 +61,13 @@ pub enum Notice {
         /// The other.
         second: String,
     },
+    /// An entry of the version was not restored.
+    LeftOut {
+        /// Path inside the target.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A file changed while it was read; `allow_changing` took what was read.
     Changed {
         /// Path inside the folder.
@@ -101,6 +108,7 @@ impl fmt::Display for Notice {
             Self::Twins { first, second } => {
                 write!(f, "`{first}` and `{second}` cannot lie side by side on every file system")
             }
+            Self::LeftOut { path, reason } => write!(f, "`{path}` is left out: {reason}"),
             Self::Changed { path } => write!(f, "`{path}` changed while it was read"),
             Self::MetadataIgnored { path, reason } => write!(f, "`{path}` is not used as metadata: {reason}"),
             Self::KeyMade { path, fingerprint } => {

@@ -62,7 +62,8 @@ impl Datasets {
         call!(self, Yes, DatasetServiceClient, commit_version, request)
     }
 
-    pub(crate) async fn abort_upload(&self, session_id: &str) -> Result<()> {
+    /// Gives up an upload session: what was staged for it may go at once, instead of after 24 hours.
+    pub async fn abort_upload(&self, session_id: &str) -> Result<()> {
         let message = pb::AbortUploadRequest { session_id: session_id.to_owned() };
         let answer: Result<pb::AbortUploadResponse> = call!(self, No, DatasetServiceClient, abort_upload, message);
         answer.map(|_| ())

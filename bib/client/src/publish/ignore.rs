@@ -66,7 +66,7 @@ mod tests {
         let sub = top.with("keep", "!*.tmp\n").unwrap();
         assert!(top.ignores("a.tmp", false) && top.ignores("x/a.tmp", false));
         assert!(top.ignores("build", true) && !top.ignores("build", false) && !top.ignores("x/build", true));
-        assert!(!sub.ignores("keep/a.tmp", false) && sub.ignores("a.tmp", false));
+        assert!(!sub.ignores("keep/a.tmp", false) && !sub.ignores("keep/b", false));
         assert!(!Rules::default().ignores(".hidden", false));
     }
 

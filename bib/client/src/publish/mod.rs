@@ -31,6 +31,10 @@ use bib_core::metadata::Metadata;
 use bib_core::name::DatasetName;
 use bib_identity::ssh::UserKey;
 
+pub(crate) use session::cache_name;
+pub(crate) use tree::{Stat, Tree};
+pub(crate) use walk::{Folder, walk};
+
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Notice, Progress};

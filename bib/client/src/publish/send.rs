@@ -36,6 +36,8 @@ const UNACKED_KIB: usize = 40 * 1024;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes of a chunk that are compressed to see whether it is worth it.
 const SAMPLE_BYTES: usize = 64 * 1024;
+/// The most raw bytes in a frame.
+const FRAME_BYTES: usize = MAX_FRAME_BYTES as usize;
 /// zstd's level for the wire: what keeps up with a fast network.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -278,43 +280,62 @@ async fn reserve(
     }
 }
 
-/// A chunk in frames of at most 1 MiB, compressed where that is wanted and helps.
+/// A chunk in frames of at most 1 MiB. Compressed, each is a zstd frame of its own, which the daemon stores as it comes.
 async fn frames(chunk: &Chunk, compress: bool) -> Result<Vec<pb::ChunkFrame>> {
     let packed = if compress { compressed(chunk.bytes.clone()).await? } else { None };
-    let (encoding, encoded) = match packed {
-        Some(packed) => (pb::Encoding::Zstd, packed),
-        None => (pb::Encoding::Raw, chunk.bytes.clone()),
+    let (encoding, parts) = match packed {
+        Some(parts) => (pb::Encoding::Zstd, parts),
+        None => {
+            let whole = &chunk.bytes;
+            let end = |start: usize| (start + FRAME_BYTES).min(whole.len());
+            let starts = (0..whole.len()).step_by(FRAME_BYTES);
+            (pb::Encoding::Raw, starts.map(|start| whole.slice(start..end(start))).collect())
+        }
     };
-    let too_large = |_| Error::new(ErrorKind::Internal, "a chunk of more than 4 GiB");
-    let raw_length = u32::try_from(chunk.bytes.len()).map_err(too_large)?;
-    let encoded_length = u32::try_from(encoded.len()).map_err(too_large)?;
+    let length =
+        |bytes: usize| u32::try_from(bytes).map_err(|_| Error::new(ErrorKind::Internal, "a chunk of more than 4 GiB"));
+    let raw_length = length(chunk.bytes.len())?;
+    let encoded_length = length(parts.iter().map(Bytes::len).sum())?;
     let name = Bytes::copy_from_slice(chunk.hash.as_bytes());
-    let frame = |offset: u32| {
-        let end = (offset + MAX_FRAME_BYTES).min(encoded_length);
-        pb::ChunkFrame {
+    let mut offset = 0;
+    let mut frames = Vec::with_capacity(parts.len());
+    for data in parts {
+        let next = offset + length(data.len())?;
+        frames.push(pb::ChunkFrame {
             chunk: name.clone(),
             offset,
             encoding: encoding.into(),
             raw_length,
             encoded_length,
-            data: encoded.slice(offset as usize..end as usize),
-        }
-    };
-    Ok((0..encoded_length).step_by(MAX_FRAME_BYTES as usize).map(frame).collect())
+            data,
+        });
+        offset = next;
+    }
+    Ok(frames)
 }
 
-/// The chunk compressed, when its beginning shrinks by a tenth and the whole does too.
-async fn compressed(bytes: Bytes) -> Result<Option<Bytes>> {
+/// The chunk's frames compressed, when its beginning shrinks by a tenth and the whole does too.
+async fn compressed(bytes: Bytes) -> Result<Option<Vec<Bytes>>> {
     let work = move || {
-        let sample = &bytes[..bytes.len().min(SAMPLE_BYTES)];
         let shrinks = |raw: usize, packed: usize| packed < raw - raw / 10;
+        let sample = &bytes[..bytes.len().min(SAMPLE_BYTES)];
         if !shrinks(sample.len(), zstd::bulk::compress(sample, ZSTD_LEVEL)?.len()) {
             return Ok(None);
         }
-        let packed = zstd::bulk::compress(&bytes, ZSTD_LEVEL)?;
-        Ok(shrinks(bytes.len(), packed.len()).then(|| Bytes::from(packed)))
+        let mut parts = Vec::new();
+        let mut total = 0;
+        for raw in bytes.chunks(FRAME_BYTES) {
+            let packed = zstd::bulk::compress(raw, ZSTD_LEVEL)?;
+            // A part that does not shrink could be larger than a frame may be.
+            if packed.len() >= raw.len() {
+                return Ok(None);
+            }
+            total += packed.len();
+            parts.push(Bytes::from(packed));
+        }
+        Ok(shrinks(bytes.len(), total).then_some(parts))
     };
-    let packed: std::io::Result<Option<Bytes>> = tokio::task::spawn_blocking(work).await.map_err(Error::task)?;
+    let packed: std::io::Result<Option<Vec<Bytes>>> = tokio::task::spawn_blocking(work).await.map_err(Error::task)?;
     packed.map_err(|error| Error::new(ErrorKind::Internal, "a chunk cannot be compressed").with_source(error))
 }
 

@@ -186,11 +186,6 @@ impl Tree {
         self.known[file] = true;
     }
 
-    /// The sizes of all files in sum.
-    pub(crate) fn total_bytes(&self) -> u64 {
-        self.stats.iter().map(|stat| stat.size).fold(0, u64::saturating_add)
-    }
-
     /// The entry as content has it. The hash of a file must be known.
     pub(crate) fn entry(&self, entry: usize) -> Result<Entry, PathError> {
         let record = self.records[entry];
@@ -231,7 +226,7 @@ mod tests {
         assert_eq!(lines[0].kind(), "exec");
         assert_eq!(lines[1].path().as_str(), "d/e/f");
         assert!(matches!(&lines[2], Entry::Link { target, .. } if target.as_str() == "../../a"));
-        assert_eq!((tree.files(), tree.total_bytes(), tree.file_path(0)), (1, 3, "a".to_owned()));
+        assert_eq!((tree.files(), tree.stat(0).size, tree.file_path(0)), (1, 3, "a".to_owned()));
     }
 
     #[test]
