@@ -6,7 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::process::{capture, cargo, root, run};
-use crate::{machine, postgres, test, tidy};
+use crate::{machine, postgres, soak, test, tidy};
+
+/// Enough to meet each kind of kill once.
+const SOAK_ROUNDS: u64 = 5;
+/// The same kills every time: CI looks for what changed.
+const SOAK_SEED: u64 = 1;
 
 /// Runs every step in order, cheap ones first.
 ///
@@ -36,6 +41,7 @@ pub fn run_all() -> anyhow::Result<()> {
         run(doc.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked", "--quiet"]))
     })?;
     let summary = steps.step("tests", || test::run_all(&[]))?;
+    steps.step("soak", || soak::run(SOAK_ROUNDS, SOAK_SEED, false))?;
     steps.print();
     println!("{}", summary.unwrap_or_default());
     Ok(())

@@ -11,10 +11,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod ci;
+mod demo;
 mod machine;
+mod node;
+mod offline;
 mod postgres;
 mod process;
+mod random;
 mod report;
+mod soak;
 mod test;
 mod tidy;
 
@@ -28,11 +33,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The main job as a user sees it: a node, publish, change, download, verify, prove, the audit log.
+    Demo {
+        /// Leave the node running.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Builds everything and runs every test; finds or installs PostgreSQL.
     Test {
         /// Arguments for `cargo nextest run`, such as a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         nextest: Vec<String>,
+    },
+    /// Kills the daemon and PostgreSQL again and again and looks for what was lost; writes docs/soak.md.
+    Soak {
+        /// How many kills.
+        #[arg(long, default_value_t = 100)]
+        rounds: u64,
+        /// Makes inputs and moments the same again.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Leave docs/soak.md as it is.
+        #[arg(long)]
+        no_page: bool,
     },
     /// Exactly what CI runs: format, clippy, documentation, tidy, licences, tests, a short soak.
     Ci,
@@ -42,7 +65,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Demo { keep } => demo::run(keep),
         Command::Test { nextest } => test::run_all(&nextest).map(drop),
+        Command::Soak { rounds, seed, no_page } => soak::run(rounds, seed, !no_page),
         Command::Ci => ci::run_all(),
         Command::Tidy => tidy::run(),
     };
