@@ -1,0 +1,74 @@
+//! `bib admin`: running the node. For admins.
+
+mod audit;
+mod config;
+mod database;
+mod logs;
+mod metrics;
+mod recovery;
+mod shutdown;
+mod storage;
+
+#[cfg(test)]
+pub(crate) mod rows {
+    //! The records of these commands, for the test that compares them with `docs/cli.md`.
+    pub(crate) use super::audit::{EntryRow, VerdictRow};
+    pub(crate) use super::config::ConfigRow;
+    pub(crate) use super::database::FindingRow;
+    pub(crate) use super::logs::LogRow;
+    pub(crate) use super::recovery::RecoveryRow;
+    pub(crate) use super::storage::{CollectRow, ScrubRow};
+}
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::errors::Result;
+use crate::output::Format;
+
+/// Running the node.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The audit log: who did what, and whether it is untouched
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// The node's configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// The managed PostgreSQL
+    #[command(subcommand)]
+    Db(database::Command),
+    /// The node's log lines
+    Logs(logs::Logs),
+    /// The node's metrics in Prometheus' text format
+    Metrics(metrics::Metrics),
+    /// The recovery keys
+    #[command(subcommand)]
+    Recovery(recovery::Command),
+    /// The stored chunks
+    #[command(subcommand)]
+    Storage(storage::Command),
+    /// Stops the node
+    Shutdown(shutdown::Shutdown),
+}
+
+impl Command {
+    /// Whether the command prints in a format of its own.
+    pub(crate) fn knows(&self, format: Format) -> bool {
+        matches!((self, format), (Self::Db(database::Command::Audit), Format::Markdown))
+    }
+
+    /// Runs the command.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Self::Audit(command) => command.run(context).await,
+            Self::Config(command) => command.run(context).await,
+            Self::Db(command) => command.run(context).await,
+            Self::Logs(command) => command.run(context).await,
+            Self::Metrics(command) => command.run(context).await,
+            Self::Recovery(command) => command.run(context).await,
+            Self::Storage(command) => command.run(context).await,
+            Self::Shutdown(command) => command.run(context).await,
+        }
+    }
+}

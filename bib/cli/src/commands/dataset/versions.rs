@@ -1,0 +1,61 @@
+//! `bib dataset versions`.
+
+use bib_client::pb;
+use clap::Args;
+
+use super::check_reference;
+use crate::context::Context;
+use crate::errors::Result;
+use crate::output::record;
+
+/// Lists the versions of a dataset, newest first.
+#[derive(Debug, Args)]
+pub(crate) struct Versions {
+    /// topic/name
+    dataset: String,
+}
+
+record! {
+    /// A version.
+    VersionRow {
+        version: String = Hash listed, time: String = Time listed, label: String = Text listed, tags: Vec<String> = Many listed,
+        author: String = Text listed, files: u64 = Text listed, bytes: u64 = Bytes listed, state: String = Text listed,
+        message: String = Lines listed, content: String = Hash, parents: Vec<String> = Many, license: String = Text,
+    }
+}
+
+impl Versions {
+    /// Runs the command.
+    pub(crate) async fn run(self, context: &Context) -> Result<()> {
+        check_reference(&self.dataset)?;
+        let rows = context.client().await?.datasets().versions(&self.dataset);
+        context.output.list().drain(rows, VersionRow::from, "no versions yet").await.map(|_| ())
+    }
+}
+
+/// The author's name, or the key when the author gave none.
+pub(super) fn author_of(version: &pb::Version) -> String {
+    match version.author_name.as_str() {
+        "" => version.author_key.clone(),
+        name => name.to_owned(),
+    }
+}
+
+impl From<pb::Version> for VersionRow {
+    fn from(version: pb::Version) -> Self {
+        Self {
+            author: author_of(&version),
+            version: version.version,
+            time: version.time,
+            label: version.label,
+            tags: version.tags,
+            files: version.files,
+            bytes: version.size_bytes,
+            state: version.state,
+            message: version.message,
+            content: version.content,
+            parents: version.parents,
+            license: version.license,
+        }
+    }
+}
