@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bib_core::UserId;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -180,6 +181,15 @@ impl ConnectionRegistry {
     /// Cuts every connection that was opened with this client certificate. Returns how many there were.
     pub fn drop_serial(&self, serial: &str) -> usize {
         self.cut(|entry| entry.peer.client().is_some_and(|client| client.serial == serial))
+    }
+
+    /// Cuts every connection of a user: over TLS by the certificate, on the socket by `uids`. For whoever may less than
+    /// before: their streams were opened with the rights that they had. Returns how many there were.
+    pub fn drop_user(&self, user: UserId, uids: &[u32]) -> usize {
+        self.cut(|entry| match entry.peer.as_ref() {
+            Peer::Socket { uid, .. } => uids.contains(uid),
+            Peer::Tls { client, .. } => client.as_ref().is_some_and(|client| client.user_id == user),
+        })
     }
 
     /// Cuts every connection; for a stop that does not wait any longer.

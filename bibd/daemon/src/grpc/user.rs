@@ -81,9 +81,7 @@ impl UserService for UserHandler {
         let call = call_of(&request)?;
         let wanted = request.into_inner();
         let role = match wanted.role {
-            Some(number) => {
-                Some(role_of(number)?.ok_or_else(|| ServiceError::invalid("role", "a role is needed"))?)
-            }
+            Some(number) => Some(role_of(number)?.ok_or_else(|| ServiceError::invalid("role", "a role is needed"))?),
             None => None,
         };
         let change = Change { display_name: wanted.display_name, orcid: wanted.orcid, role };
@@ -116,10 +114,7 @@ impl UserService for UserHandler {
         Ok(Response::new(user(self.users.add_key(&call, &wanted.user, &wanted.public_key).await?)))
     }
 
-    async fn remove_user_key(
-        &self,
-        request: Request<pb::RemoveUserKeyRequest>,
-    ) -> Result<Response<pb::User>, Status> {
+    async fn remove_user_key(&self, request: Request<pb::RemoveUserKeyRequest>) -> Result<Response<pb::User>, Status> {
         let call = call_of(&request)?;
         let wanted = request.into_inner();
         let key = parse_fingerprint("fingerprint", &wanted.fingerprint)?;

@@ -11,8 +11,9 @@ use bib_core::{Hash, KeyFingerprint, UserId};
 use bib_identity::ca::{CaError, ClientSubject};
 use bib_identity::server_tls::{RevocationCheck as _, RevocationStatus};
 use bib_identity::{CertificateAuthority, IssuedCertificate};
+use bibd_catalog::Tx;
 use bibd_catalog::access::{self, Certificate};
-use bibd_catalog::{Tx, users};
+use bibd_catalog::users::{self, User};
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -25,6 +26,7 @@ use super::journal::Act;
 use crate::actor::{Call, Via};
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
+use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::revocation::CertificateList;
 use crate::supervisor::{Policy, TaskKind, TaskResult};
 
@@ -46,6 +48,7 @@ pub struct Accounts {
     pub(super) base: Base,
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) certificates: CertificateList,
+    connections: ConnectionRegistry,
     pub(super) recognised: Recognised,
     pub(super) client_validity: Duration,
 }
@@ -57,10 +60,11 @@ impl Accounts {
         base: Base,
         authority: Arc<CertificateAuthority>,
         certificates: CertificateList,
+        connections: ConnectionRegistry,
         client_validity: Duration,
     ) -> Self {
         let recognised = Recognised::new(Arc::clone(base.ids.clock()));
-        Self { base, authority, certificates, recognised, client_validity }
+        Self { base, authority, certificates, connections, recognised, client_validity }
     }
 
     /// Fills the list of certificates from the catalog. Called once, before anything is served.
@@ -97,8 +101,11 @@ impl Accounts {
         let mut session = self.base.db.read().await?;
         let revoked = access::revoked(&mut session, self.base.now()).await?;
         drop(session);
-        let late = revoked.iter().filter(|serial| self.certificates.status(serial) == RevocationStatus::Good);
-        let late = late.map(|serial| self.certificates.revoked(serial)).count();
+        let mut late = 0;
+        for serial in revoked.iter().filter(|serial| self.certificates.status(serial) == RevocationStatus::Good) {
+            self.certificates.revoked(serial);
+            late += 1;
+        }
         if late > 0 {
             self.recognised.forget();
             tracing::info!(late, "certificates that had been revoked no longer count");
@@ -129,6 +136,15 @@ impl Accounts {
             tracing::info!(certificate.serial = %serial, connections = cut, "a certificate was revoked");
         }
         Ok(())
+    }
+
+    /// Cuts the connections of a user who may less than before, unless it is the caller: what they were allowed when
+    /// they opened a stream, they would go on with.
+    pub(super) fn cut(&self, call: &Call, user: &User) {
+        if user.id != call.actor.user {
+            let cut = self.connections.drop_user(user.id, &user.uids);
+            tracing::info!(user.name = %user.name, connections = cut, "a user's connections were cut");
+        }
     }
 
     /// Signs a certificate for the key in `csr` and enters it in the catalog. It counts only after
@@ -165,11 +181,12 @@ impl Accounts {
         user: UserId,
         key: Option<&KeyFingerprint>,
     ) -> Result<bool, ServiceError> {
-        let has_key = match key {
-            Some(key) => users::lock_key(tx, user, key).await?,
-            None => true,
-        };
-        Ok(has_key && users::lock_active(tx, user).await?)
+        // The user first: in the order in which a removal takes them, so that both wait instead of colliding.
+        let is_active = users::lock_active(tx, user).await?;
+        Ok(match key {
+            Some(key) if is_active => users::lock_key(tx, user, key).await?,
+            _ => is_active,
+        })
     }
 
     /// The SSH key that vouched for the caller's certificate; none over the socket.
@@ -209,7 +226,8 @@ pub async fn start(foundation: &Foundation, base: &Base) -> Result<Accounts, Ser
     }
     let validity = Duration::from_secs(u64::from(foundation.config().tls.client_validity_days) * 86_400);
     let authority = Arc::clone(&foundation.certificates.authority);
-    let accounts = Accounts::new(base.clone(), authority, foundation.certificate_list.clone(), validity);
+    let (list, connections) = (foundation.certificate_list.clone(), foundation.connections.clone());
+    let accounts = Accounts::new(base.clone(), authority, list, connections, validity);
     accounts.load().await?;
     let reconciling = accounts.reconciling();
     foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "revocations", reconciling);

@@ -138,12 +138,7 @@ impl ClientCertificates {
     ///
     /// # Errors
     /// Not found, also for a certificate of somebody else's when the caller is no admin.
-    pub async fn revoke(
-        &self,
-        call: &Call,
-        name: &str,
-        reason: &str,
-    ) -> Result<(Certificate, Standing), ServiceError> {
+    pub async fn revoke(&self, call: &Call, name: &str, reason: &str) -> Result<(Certificate, Standing), ServiceError> {
         allow_node(call, Verb::SelfManage)?;
         need_full_scope(call)?;
         let wanted = parse_name(name)?;
@@ -175,8 +170,7 @@ fn parse_name(text: &str) -> Result<String, ServiceError> {
     if let Ok(fingerprint) = text.parse::<Fingerprint>() {
         return Ok(fingerprint.to_string());
     }
-    let digits: String =
-        text.chars().take(200).filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
+    let digits: String = text.chars().take(200).filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
     if (2..=MAX_SERIAL_DIGITS).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(digits);
     }

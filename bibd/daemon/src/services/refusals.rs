@@ -62,8 +62,7 @@ impl Refusals {
     pub fn new(base: Base) -> (Self, RefusalWriter) {
         let (sender, receiver) = mpsc::channel(QUEUE); // refusals that the writer has not taken yet
         let overflow = Arc::new(AtomicU64::new(0));
-        let writer =
-            RefusalWriter { base, receiver: Arc::new(Mutex::new(receiver)), overflow: Arc::clone(&overflow) };
+        let writer = RefusalWriter { base, receiver: Arc::new(Mutex::new(receiver)), overflow: Arc::clone(&overflow) };
         (Self { sender, overflow }, writer)
     }
 

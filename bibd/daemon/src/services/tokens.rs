@@ -84,8 +84,7 @@ impl Tokens {
         if !self.accounts.lock(&mut tx, call.actor.user, key.as_ref()).await? {
             return Err(gone());
         }
-        let order =
-            Order { csr: &new.csr, user: call.actor.user, key, name: &name, validity: new.validity };
+        let order = Order { csr: &new.csr, user: call.actor.user, key, name: &name, validity: new.validity };
         let issued = self.accounts.issue(&mut tx, order).await?;
         let (token, hash) = self.accounts.new_token();
         let row = Token {

@@ -189,8 +189,12 @@ impl Users {
             None => "user.update",
         };
         let profile = reload(&mut tx, user.id).await?;
-        self.accounts.commit(tx, call, Act::new(action, user.id.to_string(), without_nulls(details))).await?;
-        Ok(profile)
+        let done = self.accounts.commit(tx, call, Act::new(action, user.id.to_string(), without_nulls(details))).await;
+        // Also when the seal was late: the act stands then, and cutting too much harms nobody.
+        if role.is_some() {
+            self.accounts.cut(call, &user);
+        }
+        done.map(|()| profile)
     }
 
     /// Suspends a user: ends sessions, tokens and certificates, and refuses new ones until resumed.
@@ -214,8 +218,9 @@ impl Users {
         let profile = reload(&mut tx, user.id).await?;
         let details = json!({ "name": user.name, "reason": reason, "certificates": serials.len() });
         let act = Act::new("user.suspend", user.id.to_string(), details);
-        self.accounts.commit_revoking(tx, call, act, &serials).await?;
-        Ok(profile)
+        let done = self.accounts.commit_revoking(tx, call, act, &serials).await;
+        self.accounts.cut(call, &user);
+        done.map(|()| profile)
     }
 
     /// Lets a suspended user in again, who then logs in anew.
@@ -257,7 +262,9 @@ impl Users {
         let prints: Vec<String> = keys.iter().map(|key| key.fingerprint.to_string()).collect();
         let details = json!({ "name": user.name, "keys": prints, "uids": user.uids, "certificates": serials.len() });
         let act = Act::new("user.remove", user.id.to_string(), details);
-        self.accounts.commit_revoking(tx, call, act, &serials).await
+        let done = self.accounts.commit_revoking(tx, call, act, &serials).await;
+        self.accounts.cut(call, &user);
+        done
     }
 
     /// The user to be changed: oneself (with a full scope), or for an admin anybody. `only_admin` when the change is

@@ -122,8 +122,11 @@ impl Authentication {
             true => Scopes::parse(&bearer.scopes).map_err(ServiceError::internal)?,
             false => Scopes::All,
         };
-        if is_due(&bearer, now) {
-            access::touch(&mut session, &bearer, now).await?;
+        // A full disk must not keep an admin out who comes to make room.
+        if is_due(&bearer, now)
+            && let Err(error) = access::touch(&mut session, &bearer, now).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a session's last use could not be written");
         }
         let known = KnownBearer { user, session: bearer.session, serial: bearer.serial, scopes };
         cache.keep_bearer(ticket, hash, known.clone());
