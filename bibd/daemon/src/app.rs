@@ -12,6 +12,7 @@ use bib_identity::file::FileError;
 use bib_identity::sealed::SealError;
 use bib_identity::server_tls::ServerTlsError;
 use bib_proto::v1::health_service_server::HealthServiceServer;
+use bibd_catalog::migrate::MigrateError;
 use bibd_postgres::process::ProcessPostgres;
 use bibd_postgres::{ManagedPostgres, State, Stop};
 use tokio::net::{TcpListener, UnixListener};
@@ -36,6 +37,7 @@ use crate::logging::Logs;
 use crate::metrics::{self, Metrics};
 use crate::ready::{Ready, ReadyFile};
 use crate::secrets::Secrets;
+use crate::services::recovery;
 use crate::supervisor::{Policy, Supervisor, TaskKind};
 
 /// Connections that wait between the listeners and the server.
@@ -83,7 +85,7 @@ pub enum StartError {
     Connect(#[source] sqlx::Error),
     /// Migrations.
     #[error(transparent)]
-    Migrate(bibd_catalog::migrate::MigrateError),
+    Migrate(MigrateError),
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] bibd_catalog::Error),
@@ -113,13 +115,18 @@ impl StartError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::DataDir(DataDirError::Locked { .. }) => ErrorCode::DATA_DIR_LOCKED,
-            Self::DataDir(DataDirError::Key(_) | DataDirError::Epoch { .. })
+            Self::DataDir(DataDirError::Key(_) | DataDirError::Epoch { .. } | DataDirError::AuthorityLost { .. })
             | Self::Secrets(_)
+            | Self::Postgres(
+                bibd_postgres::Error::SecretStore(_)
+                | bibd_postgres::Error::SecretsMissing
+                | bibd_postgres::Error::SecretsDamaged { .. },
+            )
             | Self::Certificates(_)
             | Self::Tls(_) => ErrorCode::IDENTITY_UNUSABLE,
             Self::DataDir(_) | Self::Blobs(_) | Self::File(_) | Self::Runtime { .. } => ErrorCode::DATA_DIR_UNUSABLE,
             Self::Bind(_) | Self::Metrics { .. } => ErrorCode::ADDRESS_IN_USE,
-            Self::Migrate(bibd_catalog::migrate::MigrateError::Newer { .. }) => ErrorCode::SCHEMA_NEWER,
+            Self::Migrate(MigrateError::Newer { .. } | MigrateError::Checksum { .. }) => ErrorCode::SCHEMA_NEWER,
             Self::Postgres(_) | Self::Connect(_) | Self::Migrate(_) | Self::Catalog(_) => {
                 ErrorCode::POSTGRES_UNAVAILABLE
             }
@@ -132,6 +139,11 @@ impl StartError {
     pub fn hint(&self) -> String {
         match self {
             Self::DataDir(error) => error.hint(),
+            Self::Postgres(bibd_postgres::Error::SecretStore(_)) => {
+                "restore the file from a backup, or its permissions (chmod 600); it is never made anew over an \
+                 existing database"
+                    .to_owned()
+            }
             Self::Postgres(error) => error.hint().unwrap_or_else(|| "`bibd doctor` looks for the cause".to_owned()),
             Self::Certificates(error) => error.hint().unwrap_or("`bibd doctor` looks for the cause").to_owned(),
             Self::Secrets(error) => error.hint().unwrap_or("`bibd doctor` looks for the cause").to_owned(),
@@ -141,8 +153,11 @@ impl StartError {
             Self::Bind(_) | Self::Metrics { .. } => {
                 "stop who uses it, or choose another: --listen, port 0 is any".to_owned()
             }
-            Self::Migrate(bibd_catalog::migrate::MigrateError::Newer { .. }) => {
+            Self::Migrate(MigrateError::Newer { .. }) => {
                 "use the release of bibd that wrote it, or a newer one".to_owned()
+            }
+            Self::Migrate(MigrateError::Checksum { .. }) => {
+                "use the release of bibd that made this database: a migration that ran is never edited".to_owned()
             }
             _ => "`bibd doctor` looks for the cause".to_owned(),
         }
@@ -200,6 +215,11 @@ impl Daemon {
         let key = Arc::new(identity.key);
         let peer_id = key.peer_id();
         let secrets = Secrets::new(&data.secrets(), Arc::clone(&key), Vec::new());
+        // Before anything is sealed: a certificate renewed by this very start is sealed to the recovery key too.
+        if let Some(public) = recovery::find(&secrets)? {
+            secrets.set_recovery(vec![public.recipient()?]);
+        }
+        data.require_authority()?;
 
         let bound = bind(config, &places, options.home.is_root).await?;
         let settings = CertificateSettings {

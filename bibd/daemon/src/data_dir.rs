@@ -57,6 +57,14 @@ pub enum DataDirError {
         /// The file.
         path: PathBuf,
     },
+    /// There is a database but no certificate authority: both of its files are gone.
+    #[error("`{certificate}` and `{key}` are gone, and this node was used before")]
+    AuthorityLost {
+        /// Where the certificate was.
+        certificate: PathBuf,
+        /// Where the sealed key was.
+        key: PathBuf,
+    },
     /// The key file.
     #[error(transparent)]
     Key(#[from] NodeKeyError),
@@ -85,6 +93,9 @@ impl DataDirError {
             Self::Format { .. } => "use the release of bibd that wrote it, or a newer one".to_owned(),
             Self::Epoch { .. } => "restore identity/epoch from the same backup as the key: a wrong number could make \
                                    this node contradict itself"
+                .to_owned(),
+            Self::AuthorityLost { .. } => "restore both from the same backup; BIB never makes a new CA over an old one, \
+                                           because every client has pinned it"
                 .to_owned(),
             Self::Key(error) => error.hint().unwrap_or("see `bibd doctor`").to_owned(),
             Self::File(error) => error.hint().unwrap_or("see `bibd doctor`").to_owned(),
@@ -169,6 +180,18 @@ impl DataDir {
         self.root.join("identity")
     }
 
+    /// Before a certificate authority is made: a node that has a database had one.
+    ///
+    /// # Errors
+    /// [`DataDirError::AuthorityLost`].
+    pub fn require_authority(&self) -> Result<(), DataDirError> {
+        let (certificate, key) = (self.certs().join("ca.crt"), self.secrets().join("ca.key.age"));
+        if self.root.join("postgres").exists() && !certificate.exists() && !key.exists() {
+            return Err(DataDirError::AuthorityLost { certificate, key });
+        }
+        Ok(())
+    }
+
     /// Reads who this node is; a directory without an identity gets one. The epoch is written before the key, so a key
     /// without an epoch is damage and not a first start that was cut off; so is a key that is gone where a database is.
     ///
@@ -231,8 +254,9 @@ fn read_epoch(path: &Path) -> Result<u64, DataDirError> {
         FileError::Missing { .. } | FileError::Empty { .. } => damaged(),
         other => DataDirError::File(other),
     })?;
-    let text = std::str::from_utf8(&text).map_err(|_| damaged())?;
-    text.trim().parse().ok().filter(|epoch| *epoch > 0).ok_or_else(damaged)
+    // The end of the line is part of it: of `12\n` cut short, `1` would be left, and this node would contradict itself.
+    let digits = std::str::from_utf8(&text).ok().and_then(|text| text.strip_suffix('\n')).ok_or_else(damaged)?;
+    digits.parse().ok().filter(|epoch| *epoch > 0 && *digits == format!("{epoch}")).ok_or_else(damaged)
 }
 
 /// What the process as a whole is set to before anything is written: files for their owner alone, no core dumps (they

@@ -114,10 +114,10 @@ async fn a_killed_database_comes_back_without_a_restart_of_the_daemon() {
         } else {
             place.postmaster().unwrap()
         };
+        let refused = load.refused();
         rustix::process::kill_process(victim, Signal::KILL).unwrap();
         let gone = format!("/proc/{}", victim.as_raw_nonzero());
         wait_for("its end", Duration::from_secs(5), async || !std::path::Path::new(&gone).exists()).await;
-        let refused = load.refused();
         wait_for("failed calls", Duration::from_secs(10), async || load.refused() > refused).await;
         let written = load.written();
         // New connections too, not only those that held on.
