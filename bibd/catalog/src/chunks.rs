@@ -50,9 +50,9 @@ pub struct Located {
     pub damaged: bool,
 }
 
-/// A chunk that nothing keeps alive.
+/// A chunk's name and size on disk: one that nothing keeps alive, or one that should be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dead {
+pub struct Named {
     /// Its name.
     pub hash: Hash,
     /// Its length on disk.
@@ -60,12 +60,14 @@ pub struct Dead {
 }
 
 // A have is told only for chunks that this user's upload sessions hold, or of versions that the user may read
-// ($2 user, $3 now). Everything else is sent again and deduplicated behind the answer.
+// ($2 user, $3 now; $4 the topics that a narrowed session reaches, NULL for all). Everything else is sent again and
+// deduplicated behind the answer. Who reads by visibility alone is told of the latest versions only, and not of those
+// under embargo: a have confirms bytes.
 static KNOWN: Statement = Statement::new(
     Class::Select,
     "chunks",
     "SELECT c.hash FROM bib.chunks c
-     WHERE c.hash = ANY($1) AND c.state IN (0, 1) AND (
+     WHERE c.hash = ANY($1) AND c.state = 0 AND (
          EXISTS (
              SELECT 1 FROM bib.lease_chunks lc JOIN bib.leases l ON l.id = lc.lease_id
              WHERE lc.chunk = c.hash AND l.kind = 'upload' AND l.user_id = $2 AND l.expires_at > $3)
@@ -74,14 +76,21 @@ static KNOWN: Statement = Statement::new(
              JOIN bib.page_spans s ON s.page = pc.page
              JOIN bib.datasets d ON d.id = s.dataset_id AND d.deleted_at IS NULL
              JOIN bib.topics t ON t.id = d.topic_id
-             WHERE pc.chunk = c.hash AND (
-                 t.visibility <> 'private' OR t.created_by = $2 OR EXISTS (
+             WHERE pc.chunk = c.hash
+               AND ($4::text[] IS NULL OR EXISTS (
+                   SELECT 1 FROM unnest($4) AS a(name) WHERE t.name = a.name OR starts_with(t.name, a.name || '/')))
+               AND (
+                 t.created_by = $2
+                 OR (t.visibility <> 'private' AND s.to_n IS NULL
+                     AND coalesce((d.metadata ->> 'embargo')::timestamptz <= $3, true))
+                 OR EXISTS (
                      SELECT 1 FROM bib.topic_grants g
                      JOIN bib.user_keys k ON k.fingerprint = g.subject AND k.removed_at IS NULL
                      WHERE g.topic_id = t.id AND g.expires_at > $3 AND k.user_id = $2))))",
 );
 
-// An upload of a doomed or trashed chunk revives it.
+// An upload of a doomed or trashed chunk revives it. The row is locked whether or not it changes. What the store says of
+// the file counts: a damaged copy may have been replaced by one in another encoding.
 static PUT: Statement = Statement::new(
     Class::Insert,
     "chunks",
@@ -92,7 +101,8 @@ static PUT: Statement = Statement::new(
      ON CONFLICT (hash) DO UPDATE
      SET state = 0, location = 0, stored_bytes = excluded.stored_bytes, encoding = excluded.encoding,
          changed_at = excluded.changed_at
-     WHERE chunks.state <> 0 OR chunks.location = 2",
+     WHERE chunks.state <> 0 OR chunks.location = 2
+        OR (chunks.stored_bytes, chunks.encoding) <> (excluded.stored_bytes, excluded.encoding)",
 );
 
 static PUT_IN_PLACE: Statement = Statement::new(
@@ -119,21 +129,16 @@ static LEASE: Statement = Statement::new(
      ON CONFLICT DO NOTHING",
 );
 
-// What the commit stands on: leased by this session, live, and locked against a collection until it has committed.
+// What the commit stands on: leased by this session, live, and locked against a collection until it has committed. A
+// doomed chunk does not count: its file may be on its way to the trash. It is sent again, which revives it.
 static LOCK_LEASED: Statement = Statement::new(
     Class::Select,
     "chunks",
     "SELECT c.hash FROM bib.chunks c
      JOIN bib.lease_chunks l ON l.chunk = c.hash AND l.lease_id = $1
-     WHERE c.hash = ANY($2) AND c.state IN (0, 1)
+     WHERE c.hash = ANY($2) AND c.state = 0
      ORDER BY c.hash
      FOR SHARE OF c",
-);
-
-static REVIVE: Statement = Statement::new(
-    Class::Update,
-    "chunks",
-    "UPDATE bib.chunks SET state = 0, changed_at = $2 WHERE hash = ANY($1) AND state = 1",
 );
 
 static LOCATE: Statement = Statement::new(
@@ -171,6 +176,17 @@ static DOOM: Statement = Statement::new(
      FROM (SELECT 1) AS one LEFT JOIN dead d ON true",
 );
 
+// As DOOM, for chunks that are known by name: those of a withdrawn version.
+static DOOM_THESE: Statement = Statement::new(
+    Class::Update,
+    "chunks",
+    "UPDATE bib.chunks c SET state = 1, changed_at = $2
+     WHERE c.hash = ANY($1) AND c.state IN (0, 1, 3)
+       AND NOT EXISTS (SELECT 1 FROM bib.page_chunks p WHERE p.chunk = c.hash)
+       AND NOT EXISTS (SELECT 1 FROM bib.lease_chunks l WHERE l.chunk = c.hash)
+     RETURNING c.hash, c.stored_bytes, c.location",
+);
+
 static DOOMED: Statement = Statement::new(
     Class::Select,
     "chunks",
@@ -199,6 +215,15 @@ static FORGET: Statement =
 static EXISTING: Statement =
     Statement::new(Class::Select, "chunks", "SELECT hash FROM bib.chunks WHERE hash = ANY($1) AND state <> 2");
 
+// The chunks that must have a file in the store, in hash order, for the comparison with what is there.
+static EXPECTED: Statement = Statement::new(
+    Class::Select,
+    "chunks",
+    "SELECT hash, stored_bytes FROM bib.chunks
+     WHERE hash > $1 AND ($2::bytea IS NULL OR hash <= $2) AND location = 0 AND state = 0
+     ORDER BY hash LIMIT $3",
+);
+
 static TOTALS: Statement = Statement::new(
     Class::Select,
     "chunks",
@@ -218,15 +243,16 @@ pub(crate) static STATEMENTS: &[&Statement] = &[
     &PUT_IN_PLACE,
     &LEASE,
     &LOCK_LEASED,
-    &REVIVE,
     &LOCATE,
     &SET_DAMAGED,
     &DOOM,
+    &DOOM_THESE,
     &DOOMED,
     &TRASH,
     &TRASHED,
     &FORGET,
     &EXISTING,
+    &EXPECTED,
     &TOTALS,
     &NAMED_BY,
 ];
@@ -287,12 +313,20 @@ fn length(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
 }
 
-/// Which of these chunks the user may be told are here.
+/// Which of these chunks the user may be told are here. `topics`: the topics, with what lies below them, that a
+/// narrowed session reaches.
 ///
 /// # Errors
 /// When the database is gone.
-pub async fn known(session: &mut impl Session, user: UserId, chunks: &[Hash], now: Timestamp) -> Result<Vec<Hash>> {
-    hashes("chunks", KNOWN.on(session).bind(array(chunks)).bind(user.as_uuid()).bind(now.to_offset()).all().await?)
+pub async fn known(
+    session: &mut impl Session,
+    user: UserId,
+    topics: Option<&[String]>,
+    chunks: &[Hash],
+    now: Timestamp,
+) -> Result<Vec<Hash>> {
+    let run = KNOWN.on(session).bind(array(chunks)).bind(user.as_uuid()).bind(now.to_offset());
+    hashes("chunks", run.bind(topics.map(<[String]>::to_vec)).all().await?)
 }
 
 /// Enters chunks that are durable in the store, and leases them to the upload session.
@@ -342,15 +376,13 @@ pub async fn lease(tx: &mut Tx, lease: SessionId, chunks: &[Hash]) -> Result<()>
     LEASE.on(tx).bind(lease.as_uuid()).bind(array(chunks)).execute().await.map(|_| ())
 }
 
-/// Locks those of these chunks that the session leases and that are here, until the transaction ends; doomed ones are
-/// revived. What is missing from the answer must be sent again.
+/// Locks those of these chunks that the session leases and that are here, until the transaction ends. What is missing
+/// from the answer must be sent again.
 ///
 /// # Errors
 /// When the database is gone.
-pub async fn lock_leased(tx: &mut Tx, lease: SessionId, chunks: &[Hash], now: Timestamp) -> Result<Vec<Hash>> {
-    let found = hashes("chunks", LOCK_LEASED.on(tx).bind(lease.as_uuid()).bind(array(chunks)).all().await?)?;
-    REVIVE.on(tx).bind(array(&found)).bind(now.to_offset()).execute().await?;
-    Ok(found)
+pub async fn lock_leased(tx: &mut Tx, lease: SessionId, chunks: &[Hash]) -> Result<Vec<Hash>> {
+    hashes("chunks", LOCK_LEASED.on(tx).bind(lease.as_uuid()).bind(array(chunks)).all().await?)
 }
 
 /// Where these chunks lie, in any order; what is not here is left out.
@@ -382,7 +414,7 @@ pub async fn doom(
     before: Timestamp,
     now: Timestamp,
     mark: bool,
-) -> Result<(Option<Hash>, Vec<Dead>)> {
+) -> Result<(Option<Hash>, Vec<Named>)> {
     let after = after.map_or_else(Vec::new, |hash| hash.as_bytes().to_vec());
     let run = DOOM.on(tx).bind(after).bind(i64::from(limit)).bind(before.to_offset()).bind(now.to_offset()).bind(mark);
     let rows: Vec<(Option<Vec<u8>>, Option<Vec<u8>>, Option<i32>)> = run.all().await?;
@@ -390,16 +422,24 @@ pub async fn doom(
     let last = last.map(|bytes| hash("chunks", "hash", "?", bytes)).transpose()?;
     let dead = rows.iter().filter_map(|(_, name, bytes)| Some((name.as_deref()?, (*bytes)?)));
     let dead = dead
-        .map(|(name, bytes)| Ok(Dead { hash: hash("chunks", "hash", "?", name)?, stored_bytes: bytes.unsigned_abs() }))
+        .map(|(name, bytes)| Ok(Named { hash: hash("chunks", "hash", "?", name)?, stored_bytes: bytes.unsigned_abs() }))
         .collect::<Result<_>>()?;
     Ok((last, dead))
+}
+
+/// Dooms those of these chunks that nothing keeps; the flag says that the chunk lies in place.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn doom_these(tx: &mut Tx, chunks: &[Hash], now: Timestamp) -> Result<Vec<(Named, bool)>> {
+    dead(DOOM_THESE.on(tx).bind(array(chunks)).bind(now.to_offset()).all().await?)
 }
 
 /// Doomed chunks, oldest first; the flag says that the chunk lies in place and has no file of ours.
 ///
 /// # Errors
 /// When the database is gone.
-pub async fn doomed(session: &mut impl Session, limit: u32) -> Result<Vec<(Dead, bool)>> {
+pub async fn doomed(session: &mut impl Session, limit: u32) -> Result<Vec<(Named, bool)>> {
     dead(DOOMED.on(session).bind(i64::from(limit)).all().await?)
 }
 
@@ -416,7 +456,7 @@ pub async fn trash(tx: &mut Tx, chunk: &Hash, now: Timestamp) -> Result<bool> {
 ///
 /// # Errors
 /// When the database is gone.
-pub async fn trashed(session: &mut impl Session, before: Timestamp, limit: u32) -> Result<Vec<(Dead, bool)>> {
+pub async fn trashed(session: &mut impl Session, before: Timestamp, limit: u32) -> Result<Vec<(Named, bool)>> {
     dead(TRASHED.on(session).bind(before.to_offset()).bind(i64::from(limit)).all().await?)
 }
 
@@ -434,6 +474,25 @@ pub async fn forget(tx: &mut Tx, chunk: &Hash, before: Timestamp) -> Result<bool
 /// When the database is gone.
 pub async fn existing(session: &mut impl Session, chunks: &[Hash]) -> Result<Vec<Hash>> {
     hashes("chunks", EXISTING.on(session).bind(array(chunks)).all().await?)
+}
+
+/// A page of the live chunks that lie in the store, in hash order: after `after`, up to `up_to` (`None`: to the end).
+///
+/// # Errors
+/// When the database is gone.
+pub async fn expected(
+    session: &mut impl Session,
+    after: Option<&Hash>,
+    up_to: Option<&Hash>,
+    limit: u32,
+) -> Result<Vec<Named>> {
+    let bytes = |hash: Option<&Hash>| hash.map(|hash| hash.as_bytes().to_vec());
+    let run = EXPECTED.on(session).bind(bytes(after).unwrap_or_default()).bind(bytes(up_to)).bind(i64::from(limit));
+    let rows: Vec<(Vec<u8>, i32)> = run.all().await?;
+    let expected = rows.into_iter().map(|(name, bytes)| {
+        Ok(Named { hash: hash("chunks", "hash", "?", &name)?, stored_bytes: bytes.unsigned_abs() })
+    });
+    expected.collect()
 }
 
 /// Chunks, their bytes before encoding, and on disk.
@@ -454,10 +513,10 @@ pub async fn named_by(session: &mut impl Session, chunk: &Hash) -> Result<Vec<Da
     Ok(rows.into_iter().map(|(id,)| DatasetId::from_uuid(id)).collect())
 }
 
-fn dead(rows: Vec<(Vec<u8>, i32, i16)>) -> Result<Vec<(Dead, bool)>> {
+fn dead(rows: Vec<(Vec<u8>, i32, i16)>) -> Result<Vec<(Named, bool)>> {
     rows.into_iter()
         .map(|(name, bytes, location)| {
-            let dead = Dead { hash: hash("chunks", "hash", "?", &name)?, stored_bytes: bytes.unsigned_abs() };
+            let dead = Named { hash: hash("chunks", "hash", "?", &name)?, stored_bytes: bytes.unsigned_abs() };
             Ok((dead, location == 2))
         })
         .collect()

@@ -122,7 +122,8 @@ static CLOSE_SPANS: Statement = Statement::new(
     Class::Update,
     "page_spans",
     "UPDATE bib.page_spans SET to_n = $3 - 1
-     WHERE dataset_id = $1 AND to_n IS NULL AND NOT (page = ANY($2))",
+     WHERE dataset_id = $1 AND to_n IS NULL
+       AND NOT EXISTS (SELECT 1 FROM unnest($2::bytea[]) AS p(page) WHERE p.page = page_spans.page)",
 );
 
 static OPEN_SPANS: Statement = Statement::new(

@@ -4,18 +4,25 @@ use std::error::Error;
 use std::sync::Arc;
 
 use bib_proto::v1::auth_service_server::AuthServiceServer;
+use bib_proto::v1::dataset_service_server::DatasetServiceServer;
 use bib_proto::v1::topic_service_server::TopicServiceServer;
 use bib_proto::v1::user_service_server::UserServiceServer;
+use bibd_audit::CheckpointFile;
 use tonic::service::Routes;
 
 use crate::foundation::Foundation;
 use crate::grpc::auth::AuthHandler;
+use crate::grpc::dataset::DatasetHandler;
+use crate::grpc::dataset_catalog::DatasetCatalog;
 use crate::grpc::stack::{Authenticator, RefusalSink};
 use crate::grpc::topic::TopicHandler;
 use crate::grpc::user::UserHandler;
 use crate::services::auth::authenticate::Authentication;
 use crate::services::auth::login::LogIns;
+use crate::services::audit::AuditService;
 use crate::services::base::Base;
+use crate::services::data::DataUseCases;
+use crate::services::dataset::DatasetUseCases;
 use crate::services::grant::GrantUseCases;
 use crate::services::refusals::Refusals;
 use crate::services::topic::TopicUseCases;
@@ -53,12 +60,19 @@ impl Edge {
         let log_ins = LogIns::new(accounts.clone(), Arc::clone(&foundation.certificates.tls), refusals.clone());
         let topics = TopicUseCases::new(base.clone());
         let grants = GrantUseCases::new(base.clone(), topics.clone());
+        let audit = AuditService::new(base.clone(), CheckpointFile::new(&foundation.places.checkpoints));
+        let datasets = DatasetUseCases::new(base.clone(), topics.clone());
+        let registry = &foundation.metrics.registry;
+        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit, registry)?;
+        data.start(&foundation.supervisor);
+        let dataset_handler = DatasetHandler::new(DatasetCatalog::new(base.clone(), datasets), data);
         // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
         let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
         let routes = Routes::default()
             .add_service(AuthServiceServer::new(AuthHandler::new(&accounts, log_ins)))
             .add_service(UserServiceServer::new(UserHandler::new(Users::new(accounts.clone()))))
-            .add_service(TopicServiceServer::new(handler));
+            .add_service(TopicServiceServer::new(handler))
+            .add_service(DatasetServiceServer::new(dataset_handler));
         Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(refusals) })
     }
 }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod auth;
 pub mod call;
 pub mod connections;
+pub mod dataset;
 pub mod dataset_catalog;
 pub mod edge;
 pub mod error;

@@ -161,6 +161,12 @@ impl Journal {
         self.0.followers.subscribe()
     }
 
+    /// Asks for a checkpoint now rather than within the minute, for somebody who waits for a proof.
+    pub(super) fn ask_for_checkpoint(&self) {
+        self.0.wants_checkpoint.store(true, Ordering::Release);
+        self.0.poke.notify_one();
+    }
+
     /// Waits until somebody committed an entry.
     pub(super) async fn poked(&self) {
         self.0.poke.notified().await;

@@ -1,0 +1,200 @@
+//! The scrubber: reads stored chunks again and compares the store with the catalog.
+//!
+//! What is damaged or missing is noted as by a read. A file without a row may belong to an upload that is about to commit,
+//! so it is left alone until it is older than any upload session; then it goes to the trash.
+
+use std::time::Duration;
+
+use bib_core::Hash;
+use bib_core::access::Verb;
+use bibd_audit::Outcome;
+use bibd_blobs::{Depth, Expected, Finding, ScrubBudget};
+use bibd_catalog::chunks;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::activity::Activity;
+use super::base::{Base, allow_node};
+use super::chunk_reader::ChunkReader;
+use super::collector::system_time;
+use super::error::ServiceError;
+use super::journal::Act;
+use super::store_errors::{not_read, not_stored};
+use crate::actor::Call;
+use crate::supervisor::TaskResult;
+
+/// What one step reads, at most.
+const BUDGET: ScrubBudget = ScrubBudget { files: 256, bytes: 16 << 20 };
+
+/// Rows compared in one statement.
+const ROWS: u32 = 4096;
+
+/// The background task makes a step this often: 1.6 MB/s, a terabyte in a week.
+const STEP: Duration = Duration::from_secs(10);
+
+/// An orphan is left alone for so long: longer than an upload session lives.
+const ORPHAN_SECONDS: i64 = 25 * 60 * 60;
+
+/// The use cases of scrubbing. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ScrubUseCases {
+    base: Base,
+    reader: ChunkReader,
+    activity: Activity,
+}
+
+/// A word of a scrub under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScrubWord {
+    /// Chunks read.
+    pub chunks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What was found, when something was.
+    pub finding: Option<ScrubFinding>,
+    /// The last word.
+    pub finished: bool,
+}
+
+/// A difference between store and catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScrubFinding {
+    /// `corrupt`, `missing` or `orphan`.
+    pub kind: &'static str,
+    /// The chunk.
+    pub chunk: Hash,
+    /// A sentence.
+    pub explanation: String,
+}
+
+impl ScrubUseCases {
+    /// Over the node.
+    #[must_use]
+    pub fn new(base: Base, reader: ChunkReader, activity: Activity) -> Self {
+        Self { base, reader, activity }
+    }
+
+    /// The background task: a step now and then, round and round.
+    ///
+    /// # Errors
+    /// When the database or the store fails; the supervisor makes another.
+    pub async fn run(self, stop: CancellationToken) -> TaskResult {
+        let mut after = None;
+        while stop.run_until_cancelled(tokio::time::sleep(STEP)).await.is_some() {
+            self.activity.step_aside().await;
+            (after, _, _) = self.step(after).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads every stored chunk again, telling `out`.
+    ///
+    /// # Errors
+    /// When the caller may not, or the database or the store fails.
+    pub async fn scrub(
+        &self,
+        call: &Call,
+        out: mpsc::Sender<Result<ScrubWord, ServiceError>>,
+    ) -> Result<(), ServiceError> {
+        allow_node(call, Verb::Maintain)?;
+        let (mut after, mut found) = (None, 0_u64);
+        let mut word = ScrubWord { chunks: 0, bytes: 0, finding: None, finished: false };
+        loop {
+            let (next, read, findings) = self.step(after).await?;
+            word.chunks += read.0;
+            word.bytes += read.1;
+            found += findings.len() as u64;
+            for finding in findings {
+                if out.send(Ok(ScrubWord { finding: Some(finding), ..word.clone() })).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if out.send(Ok(word.clone())).await.is_err() {
+                return Ok(());
+            }
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let details = json!({"chunks": word.chunks, "bytes": word.bytes, "findings": found});
+        let act = Act::new("store.scrub", "store", details);
+        self.base.journal.record(&self.base.db, call, act, Outcome::Ok).await?;
+        if out.send(Ok(ScrubWord { finished: true, ..word })).await.is_err() {
+            tracing::debug!("the caller went away at the end of a scrub");
+        }
+        Ok(())
+    }
+
+    /// One step of the walk: where the next begins, what was read, what was found.
+    #[allow(clippy::type_complexity, reason = "three answers that only the two callers above take apart")]
+    async fn step(&self, after: Option<Hash>) -> Result<(Option<Hash>, (u64, u64), Vec<ScrubFinding>), ServiceError> {
+        let page = self.base.blobs.scrub(after, Depth::Contents, BUDGET).await.map_err(not_read)?;
+        let rows = self.rows(after, page.up_to).await?;
+        let mut found = Vec::new();
+        for finding in self.base.blobs.reconcile(&page, &rows).await.map_err(not_read)? {
+            found.extend(self.settle(finding).await?);
+        }
+        Ok((page.up_to, (page.files.len() as u64, page.bytes_read), found))
+    }
+
+    /// The rows of the page's range, read after the page was.
+    async fn rows(&self, after: Option<Hash>, up_to: Option<Hash>) -> Result<Vec<Expected>, ServiceError> {
+        let mut session = self.base.db.read().await?;
+        let (mut rows, mut at) = (Vec::new(), after);
+        loop {
+            let slice = chunks::expected(&mut session, at.as_ref(), up_to.as_ref(), ROWS).await?;
+            let is_last = slice.len() < ROWS as usize;
+            at = slice.last().map(|chunk| chunk.hash);
+            rows.extend(slice.iter().map(|chunk| Expected { hash: chunk.hash, stored_bytes: chunk.stored_bytes }));
+            if is_last {
+                return Ok(rows);
+            }
+        }
+    }
+
+    async fn settle(&self, finding: Finding) -> Result<Option<ScrubFinding>, ServiceError> {
+        let word = |kind, chunk, explanation: &str| {
+            Ok(Some(ScrubFinding { kind, chunk, explanation: explanation.to_owned() }))
+        };
+        match finding {
+            Finding::Missing { hash } => {
+                // A collection may have taken it since the rows were read.
+                let mut session = self.base.db.read().await?;
+                if chunks::locate(&mut session, &[hash]).await?.is_empty() {
+                    return Ok(None);
+                }
+                drop(session);
+                self.reader.note_damage(&hash, "its file is missing").await?;
+                word("missing", hash, "its file is missing")
+            }
+            Finding::Corrupt { hash, quarantined } => {
+                let why = if quarantined { "its bytes have another hash; the file is in quarantine" } else { "its bytes have another hash" };
+                self.reader.note_damage(&hash, why).await?;
+                word("corrupt", hash, why)
+            }
+            Finding::Length { hash, expected, found } => {
+                // The file is whole, so the next read tolerates it and the next upload corrects the row.
+                word("corrupt", hash, &format!("the catalog expects {expected} bytes of file, not {found}"))
+            }
+            Finding::Unreadable { hash, reason } => {
+                tracing::error!(chunk = %hash, reason, "a chunk cannot be read");
+                word("corrupt", hash, "the disk does not give its file")
+            }
+            Finding::Orphan { hash, modified, .. } => {
+                let before = system_time(self.base.now().plus_seconds(-ORPHAN_SECONDS));
+                if modified >= before {
+                    return word("orphan", hash, "no row names it; it may belong to an upload and is kept for now");
+                }
+                let mut session = self.base.db.read().await?;
+                if !chunks::existing(&mut session, &[hash]).await?.is_empty() {
+                    return Ok(None);
+                }
+                drop(session);
+                self.base.blobs.trash(&hash, system_time(self.base.now())).await.map_err(not_stored)?;
+                word("orphan", hash, "no row names it; it was moved to the trash")
+            }
+        }
+    }
+}
