@@ -81,21 +81,13 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Find a node, trust it, log in and remember it
     Setup(setup::Setup),
-    /// Trust a node and make it the default
     Connect(connect::Connect),
-    /// Log in with an SSH key
     Login(login::Login),
-    /// End the session and forget its certificate
     Logout(login::Logout),
-    /// Who the node takes you for
     Whoami(login::Whoami),
-    /// Whether the node is well, and what it holds
     Status(status::Status),
-    /// The versions of `bib` and of the node
     Version(version::Version),
-    /// Completions for a shell
     Completions(completions::Completions),
     /// Your configuration
     #[command(subcommand)]
@@ -200,5 +192,7 @@ impl Command {
     }
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

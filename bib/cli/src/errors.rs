@@ -136,12 +136,6 @@ impl Failure {
         self.0.exit
     }
 
-    /// The stable code.
-    #[cfg(test)]
-    pub(crate) fn code(&self) -> Option<&str> {
-        self.0.code.as_deref()
-    }
-
     /// The sentence.
     #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
@@ -161,7 +155,10 @@ impl Failure {
             writeln!(to, "{cyan}hint:{reset} {}", scrub_lines(hint))?;
         }
         for (name, value) in self.0.details.iter().filter(|(name, _)| is_for_people(name)) {
-            writeln!(to, "  {}: {}", scrub(name), scrub(value))?;
+            // A fingerprint is compared by eye.
+            let grouped = value.parse::<bib_identity::Fingerprint>().ok().filter(|_| is_fingerprint(name));
+            let shown = grouped.map_or_else(|| value.clone(), |fingerprint| fingerprint.grouped());
+            writeln!(to, "  {}: {}", scrub(name), scrub(&shown))?;
         }
         match (&self.0.code, &self.0.request_id) {
             (Some(code), Some(request)) => writeln!(to, "code: {} (request {})", scrub(code), scrub(request)),
@@ -188,6 +185,10 @@ impl Failure {
 /// Details that say more than the sentence does; the others repeat it for programs.
 fn is_for_people(name: &str) -> bool {
     matches!(name, "trusted" | "ca_fingerprint" | "peer_id" | "latest" | "parent")
+}
+
+fn is_fingerprint(name: &str) -> bool {
+    matches!(name, "trusted" | "ca_fingerprint")
 }
 
 impl From<Error> for Failure {

@@ -6,7 +6,9 @@ use clap_complete::Shell;
 use crate::context::Context;
 use crate::errors::Result;
 
-/// Prints completions: `bib completions bash > ~/.local/share/bash-completion/completions/bib`
+/// Prints completions for a shell
+///
+/// For bash: `bib completions bash > ~/.local/share/bash-completion/completions/bib`
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
     /// bash, zsh, fish, elvish or powershell

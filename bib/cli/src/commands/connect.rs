@@ -8,7 +8,7 @@ use crate::errors::{Failure, Result};
 use crate::output::record;
 use crate::trusting::FirstUseArgs;
 
-/// Trusts a node and makes it the default; `--local` goes back to the node of this machine.
+/// Trusts a node and makes it the default; `--local` goes back to the node of this machine
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
     /// HOST:PORT, unix:/path/to/bibd.sock, an alias or a peer id

@@ -8,18 +8,21 @@ use crate::errors::Result;
 use crate::output::record;
 use crate::trusting::FirstUseArgs;
 
-/// Logs in with an SSH key (`--key`, your agent's, `~/.ssh/id_ed25519`) and keeps the certificate for 90 days.
+/// Logs in with an SSH key
+///
+/// The key is that of `--key`, one of your agent's, or `~/.ssh/id_ed25519`. The certificate is kept for 90 days and
+/// renewed by itself.
 #[derive(Debug, Args)]
 pub(crate) struct Login {
     #[command(flatten)]
     first_use: FirstUseArgs,
 }
 
-/// Ends the session and forgets its certificate and token here.
+/// Ends the session and forgets its certificate and token here
 #[derive(Debug, Args)]
 pub(crate) struct Logout {}
 
-/// Shows who the node takes you for, by which way, with which rights.
+/// Shows who the node takes you for, by which way, with which rights
 #[derive(Debug, Args)]
 pub(crate) struct Whoami {}
 

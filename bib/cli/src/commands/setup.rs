@@ -10,7 +10,9 @@ use crate::errors::{Failure, Result};
 use crate::output::record;
 use crate::trusting::FirstUseArgs;
 
-/// Finds the node (`--node`, else this machine's, else by a question), trusts it, logs in, makes it the default.
+/// Finds a node, trusts it, logs in and remembers it
+///
+/// The node is that of `--node`, else this machine's, else the answer to a question.
 #[derive(Debug, Args)]
 pub(crate) struct Setup {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
 use crate::output::record;
 
-/// Shows whether the node is well, who it is, and, to those who are logged in, what it holds. Exit 5 when it is not well.
+/// Shows whether the node is well and, to those who are logged in, what it holds
 #[derive(Debug, Args)]
 pub(crate) struct Status {}
 

@@ -12,7 +12,7 @@ use crate::output::record;
 /// How long the node may take to say its version: the command works without one.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Shows the versions of `bib` and, when one answers, of the node. Never fails for want of a node.
+/// Shows the versions of `bib` and, when one answers, of the node
 #[derive(Debug, Args)]
 pub(crate) struct Version {}
 

@@ -150,7 +150,11 @@ fn exact_csv_keeps_what_spreadsheets_would_run() {
 
 #[test]
 fn empty_lists_are_still_of_their_format() {
-    let empty = |format| printed(format, false, |output| drop(output.list::<Row>().finish("none").unwrap()));
+    let empty = |format| {
+        printed(format, false, |output| {
+            output.list::<Row>().finish("none").unwrap();
+        })
+    };
     assert_eq!(empty(Format::Json), "[]\n");
     assert_eq!(empty(Format::Yaml), "[]\n");
     assert_eq!(empty(Format::Csv), "name,size_bytes,version,tags,note\n");

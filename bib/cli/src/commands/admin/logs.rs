@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::output::{Format, record};
 
-/// Shows the node's log lines.
+/// Shows the node's log lines
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Lines from the past to begin with, at most 1000

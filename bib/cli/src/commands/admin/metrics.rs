@@ -5,7 +5,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::errors::Result;
 
-/// Prints the node's metrics in Prometheus' text format, whatever `-o` says.
+/// Prints the node's metrics in Prometheus' text format, whatever `-o` says
 #[derive(Debug, Args)]
 pub(crate) struct Metrics {}
 

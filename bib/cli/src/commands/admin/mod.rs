@@ -38,9 +38,7 @@ pub(crate) enum Command {
     /// The managed PostgreSQL
     #[command(subcommand)]
     Db(database::Command),
-    /// The node's log lines
     Logs(logs::Logs),
-    /// The node's metrics in Prometheus' text format
     Metrics(metrics::Metrics),
     /// The recovery keys
     #[command(subcommand)]
@@ -48,7 +46,6 @@ pub(crate) enum Command {
     /// The stored chunks
     #[command(subcommand)]
     Storage(storage::Command),
-    /// Stops the node
     Shutdown(shutdown::Shutdown),
 }
 

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::units::parse_duration;
 
-/// Stops the node after giving running calls some time.
+/// Stops the node after giving running calls some time
 #[derive(Debug, Args)]
 pub(crate) struct Shutdown {
     /// How long running calls are given

@@ -8,7 +8,7 @@ use super::citable::citable;
 use crate::context::Context;
 use crate::errors::Result;
 
-/// Prints how to cite a version; `-o` plays no part.
+/// Prints how to cite a version; `-o` plays no part
 #[derive(Debug, Args)]
 pub(crate) struct Cite {
     /// topic/name[@VERSION]

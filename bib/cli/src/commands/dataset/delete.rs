@@ -8,7 +8,9 @@ use crate::context::Context;
 use crate::errors::{Failure, Result};
 use crate::output::record;
 
-/// Deletes a dataset that no other node has, and frees its name. What others have is withdrawn instead.
+/// Deletes a dataset that no other node has, and frees its name
+///
+/// What others have is withdrawn instead.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// topic/name

@@ -11,8 +11,10 @@ use crate::context::Context;
 use crate::errors::{Failure, Result};
 use crate::output::{Format, record};
 
-/// Gets a version's files, checks every one against its hash, and goes on where an interrupted download stopped.
-/// Nothing is ever written outside of the target.
+/// Gets a version's files
+///
+/// Every file is checked against its hash, and an interrupted download that is run again gets the rest. Nothing is ever
+/// written outside of the target.
 #[derive(Debug, Args)]
 pub(crate) struct Download {
     /// topic/name[@VERSION][:path]

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::output::record;
 
-/// Lists the files of a version in path order.
+/// Lists the files of a version in path order
 #[derive(Debug, Args)]
 pub(crate) struct Files {
     /// topic/name[@VERSION]

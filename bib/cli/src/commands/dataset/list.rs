@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::output::record;
 
-/// Lists the datasets that you may see, by name.
+/// Lists the datasets that you may see, by name
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only in this topic and below

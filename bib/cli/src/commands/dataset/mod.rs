@@ -40,31 +40,19 @@ use crate::output::Format;
 /// eight hex digits.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Publishes a folder as a new version
     #[command(visible_alias = "upload")]
     Publish(publish::Publish),
-    /// The datasets that you may see
     List(list::List),
-    /// One version of a dataset: what it is, who made it, how large it is
     #[command(visible_alias = "get")]
     Show(show::Show),
-    /// The versions of a dataset, newest first
     Versions(versions::Versions),
-    /// The files of a version
     Files(files::Files),
-    /// Names a version, lists the names, or takes one away
     Tag(tag::Tag),
-    /// Gets a version's files
     Download(download::Download),
-    /// Checks a folder against a version: bytes, author's signature, who vouches for the key
     Verify(verify::Verify),
-    /// Writes what a stranger needs to check a version, as a tar file
     Prove(prove::Prove),
-    /// Takes a version's bytes back, with a reason that stays
     Withdraw(withdraw::Withdraw),
-    /// Deletes a draft and frees its name
     Delete(delete::Delete),
-    /// How to cite a version
     Cite(cite::Cite),
 }
 

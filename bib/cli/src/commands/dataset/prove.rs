@@ -12,8 +12,10 @@ use crate::context::Context;
 use crate::errors::{Failure, Result};
 use crate::output::Output;
 
-/// Writes what a stranger needs to check a version: statement, signature, allowed_signers, records, pages, the audit
-/// entry with its proof. `docs/verify.md` says how. `bib dataset prove topic/name > bundle.tar`
+/// Writes what a stranger needs to check a version, as a tar file
+///
+/// Statement, signature, allowed_signers, records, pages, the audit entry with its proof; `docs/verify.md` says how they
+/// are checked. `bib dataset prove topic/name > bundle.tar`
 #[derive(Debug, Args)]
 pub(crate) struct Prove {
     /// topic/name[@VERSION]

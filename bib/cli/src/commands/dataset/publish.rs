@@ -15,8 +15,10 @@ use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
 use crate::output::{Format, record};
 
-/// Publishes a folder (or a file) as a new version of a dataset. What the node has already is not sent; an interrupted
-/// publish that is run again sends the rest. `.bibignore` files name what is left out.
+/// Publishes a folder (or a file) as a new version
+///
+/// What the node has already is not sent; an interrupted publish that is run again sends the rest. `.bibignore` files
+/// name what is left out. `ro-crate-metadata.json`, `datacite.json` and `CITATION.cff` are read when they are there.
 #[derive(Debug, Args)]
 pub(crate) struct Publish {
     /// The folder or file

@@ -11,7 +11,9 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::output::{Format, record};
 
-/// Shows a version: `-o datacite|ro-crate|croissant|schema.org` writes it in that format.
+/// Shows one version: what it is, who made it, how large it is
+///
+/// `-o datacite`, `ro-crate`, `croissant` or `schema.org` writes it in that format.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// topic/name[@VERSION]

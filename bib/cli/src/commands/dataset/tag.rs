@@ -10,6 +10,8 @@ use crate::context::Context;
 use crate::errors::{Failure, Result};
 use crate::output::record;
 
+/// Names a version, lists the names, or takes one away
+///
 /// `tag REF TAG` names a version, `tag DATASET` lists the names, `tag DATASET TAG --remove` takes one away.
 #[derive(Debug, Args)]
 pub(crate) struct Tag {

@@ -11,8 +11,9 @@ use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
 use crate::output::record;
 
-/// Checks a folder against a version. Three verdicts: the bytes, the author's signature, who vouches for the author's
-/// key. Exit 7 when one of them is bad.
+/// Checks a folder against a version
+///
+/// Three verdicts: the bytes, the author's signature, and who vouches for the author's key.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// topic/name[@VERSION]

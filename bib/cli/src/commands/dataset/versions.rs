@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::errors::Result;
 use crate::output::record;
 
-/// Lists the versions of a dataset, newest first.
+/// Lists the versions of a dataset, newest first
 #[derive(Debug, Args)]
 pub(crate) struct Versions {
     /// topic/name

@@ -7,8 +7,10 @@ use super::versions::VersionRow;
 use crate::context::Context;
 use crate::errors::{Failure, Result};
 
-/// Takes a version's bytes back from this node at once and from others that obey within a day. What it was, and why it
-/// went, stays for all who could see it.
+/// Takes a version's bytes back, with a reason that stays
+///
+/// They go from this node at once and from others that obey within a day. What it was, and why it went, stays for all
+/// who could see it.
 #[derive(Debug, Args)]
 pub(crate) struct Withdraw {
     /// topic/name@VERSION
