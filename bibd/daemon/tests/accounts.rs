@@ -4,10 +4,17 @@
 #[path = "accounts/node.rs"]
 mod node;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bib_core::Hash;
+use bib_core::access::NodeRole;
 use bib_proto::v1 as pb;
+use bibd::errors::ErrorCode;
+use bibd::grpc::Peer;
+use bibd::services::accounts::Accounts;
+use bibd::services::auth::authenticate::Authentication;
+use bibd::services::base::Base;
 use node::{Attempt, Credentials, Node, code, refused, wait_for};
 
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
@@ -158,8 +165,32 @@ async fn every_bent_log_in_is_refused_alike_and_noted() {
         denied == 10
     })
     .await;
+    // Each was refused for its own reason, which only the log tells.
     let print = key.public().fingerprint().to_string();
-    assert!(node.entries("auth.login").await.iter().any(|entry| entry[1] == print && entry[2] == "denied"));
+    let denied = node.entries("auth.login").await.into_iter().filter(|entry| entry[2] == "denied");
+    let mut reasons: Vec<String> = denied
+        .map(|[actor, target, _, details]| {
+            assert!(actor.starts_with("anonymous:127.0.0.1:") && target == print, "{actor} {target}");
+            serde_json::from_str::<serde_json::Value>(&details).unwrap()["reason"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    // In one moment of a clock that stands still the log has no order.
+    reasons.sort_unstable();
+    assert_eq!(
+        reasons,
+        [
+            "the signature is not valid",
+            "the signature is not valid",
+            "the statement cannot be read",
+            "the statement is about another certificate request",
+            "the statement is about another certificate request",
+            "the statement is about another challenge",
+            "the statement is for another node",
+            "the statement is for another server certificate",
+            "the statement is for another server certificate",
+            "the statement names another key",
+        ]
+    );
     node.stop().await;
 }
 
@@ -415,6 +446,41 @@ async fn users_are_added_found_and_changed_by_who_may() {
             .any(|entry| entry[0].ends_with(":ada") && entry[1] == "UserService/CreateUser" && entry[2] == "denied")
     })
     .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_knows_users_by_uid_and_tells_strangers_what_to_do() {
+    let Some(node) = Node::start().await else { return };
+    let foundation = node.daemon.foundation();
+    let recogniser = || {
+        let accounts = Accounts::new(
+            Base::of(foundation),
+            Arc::clone(&foundation.certificates.authority),
+            foundation.certificate_list.clone(),
+            foundation.connections.clone(),
+            Duration::from_secs(60),
+        );
+        Authentication::new(accounts)
+    };
+    let socket = |uid| Peer::Socket { uid, gid: 1, pid: None };
+    let stranger = recogniser().recognise(&socket(4_000_001), None).await.unwrap_err();
+    assert_eq!(stranger.code(), ErrorCode::UNKNOWN_SOCKET_USER);
+    assert!(stranger.hint().contains("--uid 4000001"), "{}", stranger.hint());
+
+    let bob = pb::CreateUserRequest { name: "bob".to_owned(), uid: Some(4_000_001), ..Default::default() };
+    node.owner().await.users().create_user(bob).await.unwrap();
+    let authentication = recogniser();
+    let actor = authentication.recognise(&socket(4_000_001), None).await.unwrap();
+    assert_eq!((actor.name.as_str(), actor.role), ("bob", NodeRole::Reader));
+
+    // A busy caller does not read the database with each call: 20,000 calls are far below what a second allows.
+    foundation.db.close().await;
+    for _ in 0..20_000 {
+        authentication.recognise(&socket(4_000_001), None).await.unwrap();
+    }
+    let gone = recogniser().recognise(&socket(4_000_001), None).await.unwrap_err();
+    assert_eq!(gone.code(), ErrorCode::DATABASE_UNAVAILABLE, "what cannot be found out is not let in");
     node.stop().await;
 }
 

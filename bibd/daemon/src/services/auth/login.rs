@@ -268,7 +268,7 @@ impl LogIns {
         ServiceError::unauthenticated(
             ErrorCode::LOGIN_REFUSED,
             "the log-in was refused",
-            "check that your key is registered (`bib user key list` by an admin) and log in again",
+            "an admin sees by `bib user show` whether your key is registered; then log in again",
         )
     }
 }
