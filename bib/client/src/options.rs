@@ -14,7 +14,9 @@ use crate::error::Result;
 
 /// Random bytes, passed in.
 #[derive(Clone)]
-pub struct Random(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
+pub struct Random(Arc<Fill>);
+
+type Fill = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Random {
     /// A source that fills slices with random bytes from a cryptographic generator: request ids and the signing key that

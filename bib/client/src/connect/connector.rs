@@ -113,10 +113,8 @@ impl Settings {
     fn check_named_peer(&self, presented: &Presented) -> Result<(), ConnectFailure> {
         match &self.target {
             Target::Tls { peer: Some(expected), .. } if *expected != presented.peer_id => {
-                Err(ConnectFailure::Untrusted {
-                    address: self.target.address(),
-                    source: TrustError::OtherNode { expected: *expected, found: presented.peer_id },
-                })
+                let source = TrustError::OtherNode { expected: *expected, found: presented.peer_id };
+                Err(ConnectFailure::untrusted(&self.target.address(), source))
             }
             _ => Ok(()),
         }
@@ -158,7 +156,7 @@ fn keep_pin(options: &Options, address: &str, presented: &Presented) -> Result<(
         // Reached under a new address, so nothing was compared yet; the node is known with another key.
         let source =
             TrustError::CaChanged { peer_id: pin.peer_id, old: pin.ca_spki_sha256, new: presented.ca_spki_sha256 };
-        return Err(ConnectFailure::Untrusted { address: address.to_owned(), source });
+        return Err(ConnectFailure::untrusted(address, source));
     }
     let before = pin.clone();
     pin.ca_spki_sha256 = presented.ca_spki_sha256;

@@ -14,7 +14,7 @@ pub(crate) enum ConnectFailure {
     /// Nobody answers there.
     Unreachable { address: String, source: Arc<io::Error> },
     /// Whoever answers is not believed.
-    Untrusted { address: String, source: TrustError },
+    Untrusted { address: String, source: Arc<TrustError> },
     /// The trust store cannot be used.
     Store(Arc<StoreError>),
     /// TLS failed for another reason, such as a certificate that the node refuses.
@@ -36,7 +36,7 @@ impl std::error::Error for ConnectFailure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unreachable { source, .. } | Self::Tls { source, .. } => Some(source.as_ref()),
-            Self::Untrusted { source, .. } => Some(source),
+            Self::Untrusted { source, .. } => Some(source.as_ref()),
             Self::Store(error) => Some(error.as_ref()),
         }
     }
@@ -46,9 +46,14 @@ impl ConnectFailure {
     /// An error of the handshake, which carries the verifier's reason when it had one.
     pub(crate) fn of_handshake(address: &str, error: io::Error) -> Self {
         match TrustError::find(&error) {
-            Some(reason) => Self::Untrusted { address: address.to_owned(), source: reason.clone() },
+            Some(reason) => Self::untrusted(address, reason.clone()),
             None => Self::Tls { address: address.to_owned(), source: Arc::new(error) },
         }
+    }
+
+    /// Whoever answers at `address` is not believed.
+    pub(crate) fn untrusted(address: &str, reason: TrustError) -> Self {
+        Self::Untrusted { address: address.to_owned(), source: Arc::new(reason) }
     }
 
     /// Whether trying again could help.
@@ -77,7 +82,7 @@ impl ConnectFailure {
             Self::Untrusted { source, .. } => {
                 let error = Error::new(ErrorKind::Untrusted, message).with_code(code::UNTRUSTED);
                 let hint = source.hint().unwrap_or("ask the node's administrator");
-                match source {
+                match source.as_ref() {
                     TrustError::NotPinned(shown) => error
                         .with_detail("peer_id", shown.peer_id.to_string())
                         .with_detail("ca_fingerprint", shown.ca_spki_sha256.to_string()),
@@ -125,10 +130,10 @@ mod tests {
         let peer: bib_core::PeerId = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X".parse().unwrap();
         let found = bib_identity::Fingerprint::of(b"a key");
         let source = TrustError::OtherNode { expected: peer, found: peer };
-        let error = ConnectFailure::Untrusted { address: "a:1".to_owned(), source }.to_error();
+        let error = ConnectFailure::untrusted("a:1", source).to_error();
         assert_eq!((error.kind(), error.kind().exit_code()), (ErrorKind::Untrusted, 4));
         let source = TrustError::CaChanged { peer_id: peer, old: found, new: found };
-        let error = ConnectFailure::Untrusted { address: "a:1".to_owned(), source }.to_error();
+        let error = ConnectFailure::untrusted("a:1", source).to_error();
         assert_eq!(error.detail("ca_fingerprint"), Some(found.to_string().as_str()));
         assert!(error.hint().unwrap().contains("trust replace"));
     }

@@ -3,7 +3,7 @@
 //! The order of trust: the statement hashes to the version and is signed, the content root is the statement's, every
 //! page is the root's, every file has the hash its page says. The layout and the chunks are believed by nobody: if they
 //! are wrong the file's hash is. Everything is written below [`target::Target`], and when [`Download::run`] returns it
-//! is durable: one `syncfs` at the end. An interrupted download leaves whole files and temporary ones; both are hashed
+//! is durable: a few files each by `fsync`, many by one `syncfs` at the end. An interrupted download leaves whole files and temporary ones; both are hashed
 //! before they are believed when it goes on, so that nothing depends on what reached the disk.
 
 mod chunks;
@@ -30,8 +30,11 @@ use crate::error::{Error, ErrorKind, Result, code};
 use crate::progress::{Notice, Phase, Progress};
 use crate::publish::cache_name;
 use plan::Plan;
-use target::{Target, There};
+use target::{Sync, Target, There};
 use write::Writers;
+
+/// Up to so many files are synced one by one, more by one `syncfs`.
+const FEW_FILES: u64 = 256;
 
 /// Downloads a version, a folder of it, or one file.
 ///
@@ -127,7 +130,9 @@ impl Download {
         progress.total(Phase::Receive, path.is_none().then_some(version.size_bytes));
 
         let mut tree = TreeReader::open(client, &version.version, &statement.content).await?;
-        let mut writers = Writers::start(&target, self.threads, &progress);
+        let few = version.files <= FEW_FILES || matches!(place.selection, Selection::One { .. });
+        let sync = if few { Sync::Each } else { Sync::AtEnd };
+        let mut writers = Writers::start(&target, self.threads, sync, &progress);
         let mut plan = Plan::new(client, &version.version, &target, resuming || self.force, &progress);
         let mut links = Vec::new();
         let mut dirs = Vec::new();
@@ -154,11 +159,12 @@ impl Download {
         }
         plan.flush(&mut writers).await?;
         writers.finish().await?;
+        let replace = if self.force || resuming { Replace::Yes } else { Replace::No };
         let counted = plan.counted();
         if counted.files == 0 && links.is_empty() && dirs.is_empty() && path.is_some() {
             return Err(Error::new(ErrorKind::NotFound, format!("the version has no `{}`", path.unwrap_or_default())));
         }
-        finish(target, place.folder.clone(), dirs, links, self.force || resuming).await?;
+        finish(target, place.folder.clone(), dirs, links, replace, sync).await?;
         marker.remove();
         Ok(Downloaded {
             dataset: version.dataset,
@@ -341,6 +347,13 @@ async fn refuse_twins(client: &Client, version: &str, content: &bib_core::Hash) 
     }
 }
 
+/// Whether a link that points elsewhere is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replace {
+    Yes,
+    No,
+}
+
 /// Empty directories and links, which come last so that nothing was ever written through one; then everything is made
 /// durable.
 async fn finish(
@@ -348,13 +361,17 @@ async fn finish(
     folder: PathBuf,
     dirs: Vec<String>,
     links: Vec<(String, String)>,
-    replace: bool,
+    replace: Replace,
+    sync: Sync,
 ) -> Result<()> {
     let work = move || {
         let mut cursor = target.cursor();
         dirs.iter().try_for_each(|dir| cursor.make_dir(dir))?;
-        links.iter().try_for_each(|(path, link)| cursor.make_link(path, link, replace))?;
-        target.sync().map_err(|error| Error::local("sync", &folder, error))
+        links.iter().try_for_each(|(path, link)| cursor.make_link(path, link, replace == Replace::Yes))?;
+        if sync == Sync::AtEnd || !dirs.is_empty() || !links.is_empty() {
+            target.sync().map_err(|error| Error::local("sync", &folder, error))?;
+        }
+        Ok(())
     };
     tokio::task::spawn_blocking(work).await.map_err(Error::task)?
 }

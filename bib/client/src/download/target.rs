@@ -18,6 +18,16 @@ const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 #[derive(Debug, Clone)]
 pub(crate) struct Target(Arc<OwnedFd>);
 
+/// When what is written becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sync {
+    /// Each file before it gets its name, then the directories: for a few files, since `syncfs` also waits for what
+    /// other programs have written.
+    Each,
+    /// All at the end, by one `syncfs`: for many files, where one call for each would take hours on a disk.
+    AtEnd,
+}
+
 /// What lies at a path already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum There {
@@ -195,6 +205,12 @@ impl Cursor {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(failed("remove", path, error)),
         }
+    }
+
+    /// Makes the names in a directory durable.
+    pub(crate) fn sync_dir(&mut self, dir: &str) -> Result<()> {
+        let fd = self.enter(dir)?;
+        rustix::fs::fsync(fd).map_err(|error| failed("sync", dir, error))
     }
 
     /// Sets or clears the executable bits of a file that is right otherwise: for those who may read it.

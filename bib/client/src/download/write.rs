@@ -1,7 +1,7 @@
 //! Writes files: each under a temporary name, its bytes hashed, renamed when they are right. A few threads, each with
 //! its own place in the target; the pieces of one file always go to the same thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use bib_core::{Hash, Hasher};
 use tokio::sync::mpsc;
 
 use super::chunks::ChunkData;
-use super::target::{Cursor, Part, Target};
+use super::target::{Cursor, Part, Sync, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Phase, Progress};
 
@@ -60,11 +60,13 @@ pub(crate) struct Writers {
 
 impl Writers {
     /// Starts `count` threads.
-    pub(crate) fn start(target: &Target, count: usize, progress: &Arc<dyn Progress>) -> Self {
+    pub(crate) fn start(target: &Target, count: usize, sync: Sync, progress: &Arc<dyn Progress>) -> Self {
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for _ in 0..count.max(1) {
             let (sender, tasks) = mpsc::channel(QUEUE); // a chunk of at most 4 MiB each
-            let writer = Writer { cursor: target.cursor(), open: HashMap::new(), progress: Arc::clone(progress) };
+            let progress = Arc::clone(progress);
+            let writer =
+                Writer { cursor: target.cursor(), open: HashMap::new(), sync, dirs: BTreeSet::new(), progress };
             threads.push(tokio::task::spawn_blocking(move || writer.run(tasks)));
             queues.push(sender);
         }
@@ -121,6 +123,9 @@ struct Open {
 struct Writer {
     cursor: Cursor,
     open: HashMap<usize, Open>,
+    sync: Sync,
+    /// Directories whose names are not durable yet.
+    dirs: BTreeSet<String>,
     progress: Arc<dyn Progress>,
 }
 
@@ -137,7 +142,19 @@ impl Writer {
                 Task::Present(job) => self.finish(&job, None)?,
             }
         }
-        Ok(())
+        std::mem::take(&mut self.dirs).iter().try_for_each(|dir| self.cursor.sync_dir(dir))
+    }
+
+    /// Gives a file that is right its name.
+    fn keep(&mut self, part: Part, job: &Job) -> Result<()> {
+        if self.sync == Sync::Each {
+            part.file.sync_all().map_err(|error| self.failed("sync", job, error))?;
+            // The directory and those above it, which may be new too.
+            let ends = job.path.match_indices('/').map(|(end, _)| end);
+            self.dirs.extend(ends.map(|end| job.path[..end].to_owned()).chain([String::new()]));
+        }
+        drop(part);
+        self.cursor.finish_part(&job.path)
     }
 
     fn write_whole(&mut self, data: &ChunkData, job: &Job) -> Result<()> {
@@ -150,9 +167,8 @@ impl Writer {
         if hasher.finish() != job.sha256 || at != job.size {
             return self.wrong(job);
         }
-        drop(part);
         self.progress.advance(Phase::Receive, job.size);
-        self.cursor.finish_part(&job.path)
+        self.keep(part, job)
     }
 
     fn write_piece(&mut self, data: &ChunkData, job: &Job, extent: usize, at: u64) -> Result<()> {
@@ -191,8 +207,7 @@ impl Writer {
         if hash != job.sha256 {
             return self.wrong(job);
         }
-        drop(part);
-        self.cursor.finish_part(&job.path)
+        self.keep(part, job)
     }
 
     /// The bytes are not the file's: nothing of them stays.
