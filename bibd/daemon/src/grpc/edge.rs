@@ -11,24 +11,32 @@ use bibd_audit::CheckpointFile;
 use tonic::service::Routes;
 
 use crate::foundation::Foundation;
+use crate::grpc::admin::{AdminHandler, AdminParts};
 use crate::grpc::auth::AuthHandler;
 use crate::grpc::dataset::DatasetHandler;
 use crate::grpc::dataset_catalog::DatasetCatalog;
+use crate::grpc::node::NodeHandler;
 use crate::grpc::stack::{Authenticator, RefusalSink};
 use crate::grpc::topic::TopicHandler;
 use crate::grpc::user::UserHandler;
+use crate::services::audit::AuditService;
 use crate::services::auth::authenticate::Authentication;
 use crate::services::auth::login::LogIns;
-use crate::services::audit::AuditService;
 use crate::services::base::Base;
+use crate::services::configuration::Configuration;
 use crate::services::data::DataUseCases;
+use crate::services::database_audit::DatabaseAudit;
 use crate::services::dataset::DatasetUseCases;
 use crate::services::grant::GrantUseCases;
+use crate::services::node_info::NodeUseCases;
+use crate::services::recovery::Recovery;
 use crate::services::refusals::Refusals;
 use crate::services::topic::TopicUseCases;
 use crate::services::users::Users;
 use crate::services::{accounts, tasks};
 use crate::supervisor::{Policy, TaskKind};
+use bib_proto::v1::admin_service_server::AdminServiceServer;
+use bib_proto::v1::node_service_server::NodeServiceServer;
 
 /// What the server serves and who guards it.
 pub struct Edge {
@@ -51,16 +59,22 @@ impl Edge {
         tasks::start(foundation, &base).await?;
         let accounts = accounts::start(foundation, &base).await?;
         let (refusals, writer) = Refusals::new(base.clone());
-        foundation.supervisor.spawn(
-            TaskKind::Background,
-            Policy::RestartWithBackoff,
-            "refusals",
-            writer.writing(),
-        );
+        foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "refusals", writer.writing());
         let log_ins = LogIns::new(accounts.clone(), Arc::clone(&foundation.certificates.tls), refusals.clone());
         let topics = TopicUseCases::new(base.clone());
         let grants = GrantUseCases::new(base.clone(), topics.clone());
         let audit = AuditService::new(base.clone(), CheckpointFile::new(&foundation.places.checkpoints));
+        let node = NodeUseCases::new(foundation.clone(), base.clone());
+        let admin = AdminParts {
+            audit: audit.clone(),
+            journal: base.journal.clone(),
+            configuration: Configuration::start(foundation, base.clone()).await?,
+            database: DatabaseAudit::new(foundation, base.clone()),
+            node: node.clone(),
+            recovery: Recovery::start(foundation, base.clone())?,
+            logs: foundation.logs.clone(),
+            clock: Arc::clone(&foundation.clock),
+        };
         let datasets = DatasetUseCases::new(base.clone(), topics.clone());
         let registry = &foundation.metrics.registry;
         let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit, registry)?;
@@ -72,7 +86,9 @@ impl Edge {
             .add_service(AuthServiceServer::new(AuthHandler::new(&accounts, log_ins)))
             .add_service(UserServiceServer::new(UserHandler::new(Users::new(accounts.clone()))))
             .add_service(TopicServiceServer::new(handler))
-            .add_service(DatasetServiceServer::new(dataset_handler));
+            .add_service(DatasetServiceServer::new(dataset_handler))
+            .add_service(NodeServiceServer::new(NodeHandler::new(node)))
+            .add_service(AdminServiceServer::new(AdminHandler::new(admin)));
         Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(refusals) })
     }
 }
