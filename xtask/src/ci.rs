@@ -5,6 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::node::{Profile, Programs};
 use crate::process::{capture, cargo, root, run};
 use crate::{machine, postgres, soak, test, tidy};
 
@@ -41,7 +42,8 @@ pub fn run_all() -> anyhow::Result<()> {
         run(doc.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked", "--quiet"]))
     })?;
     let summary = steps.step("tests", || test::run_all(&[]))?;
-    steps.step("soak", || soak::run(SOAK_ROUNDS, SOAK_SEED, false))?;
+    // The tests have built the programs; another selection of packages would build their dependencies again.
+    steps.step("soak", || soak::run(Programs::built(Profile::Dev)?, SOAK_ROUNDS, SOAK_SEED, false))?;
     steps.print();
     println!("{}", summary.unwrap_or_default());
     Ok(())

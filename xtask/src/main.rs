@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod ci;
 mod demo;
 mod machine;
@@ -45,6 +46,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         nextest: Vec<String>,
     },
+    /// The promised figures: release build, seeded inputs; writes docs/benchmarks.json and docs/benchmarks.md.
+    Bench {
+        /// Only these benchmarks; all when none is named.
+        names: Vec<String>,
+        /// Only make the page again from the JSON.
+        #[arg(long, conflicts_with = "names")]
+        page: bool,
+    },
     /// Kills the daemon and PostgreSQL again and again and looks for what was lost; writes docs/soak.md.
     Soak {
         /// How many kills.
@@ -67,7 +76,9 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo { keep } => demo::run(keep),
         Command::Test { nextest } => test::run_all(&nextest).map(drop),
-        Command::Soak { rounds, seed, no_page } => soak::run(rounds, seed, !no_page),
+        Command::Bench { page: true, .. } => bench::write_page(),
+        Command::Bench { names, .. } => bench::run(&names),
+        Command::Soak { rounds, seed, no_page } => soak::run_built(rounds, seed, !no_page),
         Command::Ci => ci::run_all(),
         Command::Tidy => tidy::run(),
     };

@@ -45,14 +45,19 @@ impl Programs {
     pub fn build(profile: Profile) -> anyhow::Result<Self> {
         let mut build = cargo();
         build.args(["build", "--locked", "--package", "bib", "--package", "bibd"]);
-        let folder = match profile {
-            Profile::Dev => "debug",
-            Profile::Release => {
-                build.arg("--release");
-                "release"
-            }
-        };
+        if profile == Profile::Release {
+            build.arg("--release");
+        }
         run(&mut build)?;
+        Self::built(profile)
+    }
+
+    /// Where they are once they are built.
+    ///
+    /// # Errors
+    /// When cargo does not say where it builds.
+    pub fn built(profile: Profile) -> anyhow::Result<Self> {
+        let folder = if profile == Profile::Release { "release" } else { "debug" };
         let metadata = capture(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
         let metadata: Value = serde_json::from_str(&metadata).context("read cargo's metadata")?;
         let target = metadata["target_directory"].as_str().context("cargo names no target directory")?;
@@ -89,8 +94,6 @@ fn is_passable(place: &Path) -> bool {
 /// What the daemon's ready file says.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// The daemon's process id.
-    pub pid: u32,
     /// The Unix socket.
     pub socket: PathBuf,
     /// Where TLS is served.
@@ -322,7 +325,6 @@ fn parse_ready(text: &str) -> anyhow::Result<Ready> {
     let text =
         |name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("the ready file has no `{name}`"));
     Ok(Ready {
-        pid: value["pid"].as_u64().and_then(|pid| pid.try_into().ok()).context("the ready file has no `pid`")?,
         socket: text("socket")?.into(),
         address: value["addresses"][0].as_str().context("the ready file has no address")?.to_owned(),
         fingerprint: text("fingerprint")?,
@@ -338,7 +340,7 @@ mod tests {
     fn reads_what_a_daemon_writes() {
         let text = r#"{"pid":7,"socket":"/run/x.sock","addresses":["127.0.0.1:4000"],"fingerprint":"ab","peer_id":"12D","metrics":null}"#;
         let ready = parse_ready(text).unwrap();
-        assert_eq!((ready.pid, ready.address.as_str()), (7, "127.0.0.1:4000"));
+        assert_eq!(ready.address, "127.0.0.1:4000");
         assert!(parse_ready("{}").is_err());
     }
 

@@ -75,13 +75,20 @@ pub struct Outcome {
     failures: Vec<String>,
 }
 
-/// Runs the rounds; `write` puts the outcome into `docs/soak.md`.
+/// Builds the programs and runs the rounds; `write` puts the outcome into `docs/soak.md`.
+///
+/// # Errors
+/// As [`run`], and when the programs do not build.
+pub fn run_built(rounds: u64, seed: u64, write: bool) -> anyhow::Result<()> {
+    postgres::ensure()?;
+    run(Programs::build(Profile::Dev)?, rounds, seed, write)
+}
+
+/// Runs the rounds with these programs.
 ///
 /// # Errors
 /// When the node cannot be had, or when anything that was promised did not hold.
-pub fn run(rounds: u64, seed: u64, write: bool) -> anyhow::Result<()> {
-    postgres::ensure()?;
-    let programs = Programs::build(Profile::Dev)?;
+pub fn run(programs: Programs, rounds: u64, seed: u64, write: bool) -> anyhow::Result<()> {
     let directory = passable_directory(None)?;
     let mut soak = Soak::begin(Node::new(programs, directory.path()), directory.path(), seed)?;
     let mut outcome = Outcome::default();
