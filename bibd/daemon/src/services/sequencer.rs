@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use bib_core::Timestamp;
 use bibd_audit::action::EPOCH;
-use bibd_audit::{ChainState, Checkpoint, CheckpointFile};
+use bibd_audit::{ChainState, CheckpointFile};
 use bibd_catalog::{Context, audit};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::base::Base;
+use super::checkpoints::Checkpoints;
 use super::journal::Act;
 use crate::supervisor::TaskResult;
 
 /// Entries sealed in one transaction, at most.
 const BATCH: i64 = 4096;
+
+/// Seals in one partition, as `audit_make_block` cuts them.
+const BLOCK: u64 = 10_000_000;
 
 /// Entries gather for this long before they are sealed: well within the promised 100 ms, and long enough that a busy
 /// node seals many in one commit.
@@ -30,10 +34,12 @@ const AHEAD_DAYS: i64 = 7;
 #[derive(Debug)]
 pub struct Sequencer {
     base: Base,
-    file: CheckpointFile,
+    checkpoints: Checkpoints,
     every: Duration,
     state: ChainState,
     checkpointed: (u64, u64),
+    /// The newest block of seals that is known to exist: epoch and number.
+    block: (u64, u64),
 }
 
 impl Sequencer {
@@ -52,10 +58,14 @@ impl Sequencer {
         drop(session);
         let newest = heads.into_iter().next_back();
         let state = newest.clone().unwrap_or_else(|| ChainState::new(base.epoch));
-        let checkpointed = (state.epoch, 0);
-        let mut sequencer = Self { base, file, every, state, checkpointed };
+        let checkpoints = Checkpoints::new(base.clone(), file);
+        let (checkpointed, block) = ((state.epoch, 0), block_of(state.epoch, state.seq + 1));
+        let mut sequencer = Self { base, checkpoints, every, state, checkpointed, block };
         sequencer.make_partitions().await?;
         if let Some(before) = newest {
+            if sequencer.checkpoints.settle(&before).await? {
+                sequencer.checkpointed = (before.epoch, before.seq);
+            }
             if before.epoch > sequencer.base.epoch {
                 let message =
                     format!("the audit log is in epoch {}, the node in {}", before.epoch, sequencer.base.epoch);
@@ -105,34 +115,30 @@ impl Sequencer {
             let mut state = self.state.clone();
             let mut tx = self.base.db.begin_seal(&self.context()).await?;
             // The batch must not run into a block that does not exist yet.
-            audit::make_block(&mut tx, state.epoch, state.seq + BATCH.unsigned_abs()).await?;
+            let block = block_of(state.epoch, state.seq + BATCH.unsigned_abs());
+            if block != self.block {
+                audit::make_block(&mut tx, state.epoch, state.seq + BATCH.unsigned_abs()).await?;
+            }
             let seals = audit::seal_next(&mut tx, &mut state, BATCH, self.base.now()).await?;
             if seals.is_empty() {
-                tx.rollback().await?;
-                return Ok(());
+                return tx.rollback().await;
             }
             tx.commit().await?;
-            self.state = state;
+            (self.state, self.block) = (state, block);
             self.base.journal.sealed(&seals);
+            // What was committed while this batch was sealed wakes the sequencer again.
+            if u64::try_from(seals.len()).unwrap_or(u64::MAX) < BATCH.unsigned_abs() {
+                return Ok(());
+            }
         }
     }
 
-    /// Signs how the log stands, into the file on another path first and then into the table, unless nothing is new.
+    /// Signs how the log stands, unless nothing is new.
     async fn checkpoint(&mut self) -> TaskResult {
         if self.checkpointed == (self.state.epoch, self.state.seq) || self.state.seq == 0 {
             return Ok(());
         }
-        let key = self.base.key.clone();
-        let checkpoint = Checkpoint::of(self.base.peer, &self.state);
-        let text = checkpoint.text();
-        let signature = key.sign_checkpoint(text.as_bytes())?;
-        let note = checkpoint.sign(&|_| signature);
-        let file = self.file.clone();
-        let for_file = note.clone();
-        tokio::task::spawn_blocking(move || file.append(&for_file)).await??;
-        let mut tx = self.base.db.begin_seal(&self.context()).await?;
-        audit::insert_checkpoint(&mut tx, self.state.epoch, self.state.seq, &note.to_string(), self.base.now()).await?;
-        tx.commit().await?;
+        self.checkpoints.sign(&self.state).await?;
         self.checkpointed = (self.state.epoch, self.state.seq);
         Ok(())
     }
@@ -163,6 +169,11 @@ impl Sequencer {
     fn context(&self) -> Context {
         Context { operation: self.base.ids.operation(), user: None, component: "sequencer" }
     }
+}
+
+/// The block that a seal falls in.
+fn block_of(epoch: u64, seq: u64) -> (u64, u64) {
+    (epoch, (seq - 1) / BLOCK)
 }
 
 fn ahead(now: Timestamp) -> Timestamp {
