@@ -5,6 +5,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod disk;
+pub mod publisher;
+pub mod trace;
 pub mod wire;
 
 use std::fs::{self, File};
