@@ -65,20 +65,22 @@ impl Edge {
         let grants = GrantUseCases::new(base.clone(), topics.clone());
         let audit = AuditService::new(base.clone(), CheckpointFile::new(&foundation.places.checkpoints));
         let node = NodeUseCases::new(foundation.clone(), base.clone());
+        let datasets = DatasetUseCases::new(base.clone(), topics.clone());
+        let registry = &foundation.metrics.registry;
+        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), registry)?;
+        data.start(&foundation.supervisor);
         let admin = AdminParts {
-            audit: audit.clone(),
+            audit,
             journal: base.journal.clone(),
             configuration: Configuration::start(foundation, base.clone()).await?,
             database: DatabaseAudit::new(foundation, base.clone()),
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
+            collector: data.collector.clone(),
+            scrub: data.scrub.clone(),
             logs: foundation.logs.clone(),
             clock: Arc::clone(&foundation.clock),
         };
-        let datasets = DatasetUseCases::new(base.clone(), topics.clone());
-        let registry = &foundation.metrics.registry;
-        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit, registry)?;
-        data.start(&foundation.supervisor);
         let dataset_handler = DatasetHandler::new(DatasetCatalog::new(base.clone(), datasets), data);
         // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
         let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);

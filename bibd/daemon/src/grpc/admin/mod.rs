@@ -2,6 +2,7 @@
 
 mod audit;
 mod logs;
+mod store;
 mod working;
 
 use std::sync::Arc;
@@ -22,11 +23,13 @@ use crate::logging::Logs;
 use crate::services::ServiceError;
 use crate::services::audit::AuditService;
 use crate::services::base::allow_node;
+use crate::services::collector::CollectorUseCases;
 use crate::services::configuration::Configuration;
 use crate::services::database_audit::DatabaseAudit;
 use crate::services::journal::Journal;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
+use crate::services::scrub::ScrubUseCases;
 
 /// How long running calls are given when the request does not say.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -46,6 +49,10 @@ pub struct AdminParts {
     pub node: NodeUseCases,
     /// The recovery sheet.
     pub recovery: Recovery,
+    /// Garbage.
+    pub collector: CollectorUseCases,
+    /// Reading the store again.
+    pub scrub: ScrubUseCases,
     /// The daemon's log.
     pub logs: Logs,
     /// Measures durations.
@@ -228,8 +235,8 @@ impl AdminService for AdminHandler {
         request: Request<pb::CollectGarbageRequest>,
     ) -> Result<Response<pb::CollectGarbageResponse>, Status> {
         let call = call_of(&request)?;
-        allow_node(&call, Verb::Maintain)?;
-        Err(ServiceError::internal("the collector is not built in yet").into())
+        let collected = self.parts.collector.collect(&call, request.into_inner().dry_run).await?;
+        Ok(Response::new(store::collected(collected)))
     }
 
     type ScrubStream = Streamed<ScrubResponse>;
@@ -237,7 +244,7 @@ impl AdminService for AdminHandler {
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let call = call_of(&request)?;
         allow_node(&call, Verb::Maintain)?;
-        Err(ServiceError::internal("the scrubber is not built in yet").into())
+        Ok(Response::new(store::scrub(self.parts.scrub.clone(), call)))
     }
 
     async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {

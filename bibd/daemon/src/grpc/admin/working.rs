@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 /// What such a stream yields.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Told<T, R> {
+pub(super) enum Told<T, R> {
     /// Something on the way.
     Report(T),
     /// How it ended; the last item.
@@ -24,7 +24,7 @@ struct Working<T, R> {
 }
 
 /// Joins `work` with the channel that it reports to.
-pub fn working<T: Send + 'static, R: Send + 'static>(
+pub(super) fn working<T: Send + 'static, R: Send + 'static>(
     reports: mpsc::Receiver<T>,
     work: BoxFuture<'static, R>,
 ) -> BoxStream<'static, Told<T, R>> {
