@@ -9,7 +9,7 @@ use bib_core::KeyFingerprint;
 use bib_identity::ssh::{Candidate, Discovery, SshError, UserKey};
 
 use crate::confirm::Asker;
-use crate::errors::{Failure, Result};
+use crate::errors::{Exit, Failure, Result};
 
 /// Where keys are looked for.
 #[derive(Debug, Clone)]
@@ -47,8 +47,12 @@ impl Keys {
     /// # Errors
     /// As [`Keys::find`]; when there is no key at all.
     pub(crate) fn required(&self) -> Result<Arc<UserKey>> {
-        let key = self.find(&[]).and_then(|key| key.ok_or(SshError::NoKey));
-        Ok(Arc::new(key.map_err(|error| Failure::from(bib_client::Error::from(error)))?))
+        let found = self.find(&[]).map_err(|error| Failure::from(bib_client::Error::from(error)))?;
+        found.map(Arc::new).ok_or_else(|| {
+            Failure::new(Exit::Denied, "there is no SSH key to log in with")
+                .with_code(bib_client::error::code::NO_KEY)
+                .with_hint("name one with `--key`, add one to your ssh-agent, or make one with `ssh-keygen -t ed25519`")
+        })
     }
 
     /// The same as the client wants it. `preferred` is the key of the last log-in; a passphrase is asked for once.

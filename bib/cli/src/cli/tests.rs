@@ -12,6 +12,21 @@ fn the_tree_of_commands_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// clap finds out only when it runs, and then it panics.
+#[test]
+fn no_argument_is_called_like_a_flag_of_every_command() {
+    fn check(command: &clap::Command, global: &[clap::Id]) {
+        for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+            assert!(!global.contains(argument.get_id()), "{} of {}", argument.get_id(), command.get_name());
+        }
+        command.get_subcommands().for_each(|below| check(below, global));
+    }
+    let root = Cli::command();
+    let global: Vec<_> = root.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().clone()).collect();
+    assert!(global.len() >= 10);
+    check(&root, &global);
+}
+
 #[test]
 fn every_command_flag_and_field_stands_in_the_documentation() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli.md");

@@ -15,12 +15,14 @@ pub(crate) enum Command {
     /// One key
     Get {
         /// Dotted, such as connection.timeout
-        key: String,
+        #[arg(value_name = "KEY")]
+        name: String,
     },
     /// Writes a key into `config.yaml` (comments there are not kept); an empty value takes it out
     Set {
         /// Dotted, such as connection.timeout or connection.aliases.lab
-        key: String,
+        #[arg(value_name = "KEY")]
+        name: String,
         /// The value; lists are joined by commas
         value: String,
     },
@@ -42,8 +44,8 @@ impl Command {
                 }
                 list.finish("no settings").map(|_| ())
             }
-            Self::Get { key } => context.output.one(&SettingRow::from(context.config.get(&key)?)),
-            Self::Set { key, value } => {
+            Self::Get { name: key } => context.output.one(&SettingRow::from(context.config.get(&key)?)),
+            Self::Set { name: key, value } => {
                 context.config.store(&key, &value)?;
                 match context.config.get(&key) {
                     Ok(setting) => context.output.one(&SettingRow::from(setting)),

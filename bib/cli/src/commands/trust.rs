@@ -21,6 +21,7 @@ pub(crate) enum Command {
     /// Forgets a node
     Remove {
         /// Peer id, alias or address
+        #[arg(id = "trusted", value_name = "NODE")]
         node: String,
     },
     /// Trusts what a known node shows now, after its CA has changed
@@ -31,6 +32,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// HOST:PORT or a peer id
+    #[arg(id = "trusted", value_name = "NODE")]
     node: String,
     /// Where a node that is named by peer id is reached
     #[arg(long, value_name = "HOST:PORT")]
@@ -46,6 +48,7 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 pub(crate) struct Replace {
     /// Peer id, alias or address
+    #[arg(id = "trusted", value_name = "NODE")]
     node: String,
     /// The new CA key's SHA-256 fingerprint: then the node is not asked and no question is put
     #[arg(long, value_name = "SHA256", value_parser = parse_fingerprint)]

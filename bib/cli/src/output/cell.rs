@@ -70,12 +70,22 @@ fn without_fraction(time: &str) -> String {
     }
 }
 
+/// A field's name for eyes: the unit stands with the value.
+pub(super) fn title(field: &Field) -> String {
+    let name = match field.kind {
+        Kind::Bytes => field.name.strip_suffix("_bytes").unwrap_or(field.name),
+        Kind::Millis => field.name.strip_suffix("_ms").unwrap_or(field.name),
+        _ => field.name,
+    };
+    name.replace('_', " ")
+}
+
 /// `name  value` lines; a value of several lines follows below, indented.
 pub(super) fn write_details(to: &mut dyn Write, fields: &[Field], value: &Value, colours: bool) -> Result<()> {
     let (dim, reset) = if colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-    let width = fields.iter().map(|field| field.name.len()).max().unwrap_or(0);
+    let width = fields.iter().map(|field| title(field).len()).max().unwrap_or(0);
     for field in fields {
-        let title = field.name.replace('_', " ");
+        let title = title(field);
         let text = in_details(field, value.get(field.name).unwrap_or(&Value::Null));
         let text = text.trim_end().replace('\n', &format!("\n{:width$}  ", ""));
         writeln!(to, "{dim}{title:width$}{reset}  {text}")?;

@@ -108,7 +108,7 @@ impl<'a, R: Record> List<'a, R> {
         table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         let has_header = self.count < ROWS_TOGETHER as u64;
         if has_header {
-            table.set_header(fields.iter().map(|field| Cell::new(field.name.replace('_', " ").to_uppercase())));
+            table.set_header(fields.iter().map(|field| Cell::new(cell::title(field).to_uppercase())));
         }
         for row in self.rows.drain(..) {
             table.add_row(fields.iter().map(|f| Cell::new(cell::in_table(f, row.get(f.name).unwrap_or(&Value::Null)))));

@@ -60,9 +60,9 @@ fn a_list_in_every_format() {
     check_list(
         Format::Table,
         &expect![[r#"
-            NAME                                 SIZE BYTES  VERSION
-            climate/stations                     3.0 MiB     3f9a3f9a3f9a
-            =cmd|' /C calc'!A0\u{1b}[2J\u{202e}  0 B         -
+            NAME                                 SIZE     VERSION
+            climate/stations                     3.0 MiB  3f9a3f9a3f9a
+            =cmd|' /C calc'!A0\u{1b}[2J\u{202e}  0 B      -
         "#]],
     );
     check_list(
@@ -98,12 +98,12 @@ fn a_list_in_every_format() {
 fn one_thing_in_every_format() {
     let row = &rows()[0];
     expect![[r#"
-        name        climate/stations
-        size bytes  3.0 MiB
-        version     3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a
-        tags        v1, v2
-        note        one
-                    two
+        name     climate/stations
+        size     3.0 MiB
+        version  3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a3f9a
+        tags     v1, v2
+        note     one
+                 two
     "#]]
     .assert_eq(&printed(Format::Table, false, |output| output.one(row).unwrap()));
     expect![[r#"

@@ -16,12 +16,14 @@ pub(crate) enum Command {
     /// One value
     Get {
         /// Dotted, such as grpc.listen
-        key: String,
+        #[arg(value_name = "KEY")]
+        name: String,
     },
     /// Changes a setting that takes effect without a restart
     Set {
         /// Dotted
-        key: String,
+        #[arg(value_name = "KEY")]
+        name: String,
         /// The value
         value: String,
     },
@@ -44,8 +46,10 @@ impl Command {
                 }
                 list.finish("no values").map(|_| ())
             }
-            Self::Get { key } => context.output.one(&find(admin.config().await?, &key)?),
-            Self::Set { key, value } => context.output.one(&find(admin.update_config(&key, &value).await?, &key)?),
+            Self::Get { name: key } => context.output.one(&find(admin.config().await?, &key)?),
+            Self::Set { name: key, value } => {
+                context.output.one(&find(admin.update_config(&key, &value).await?, &key)?)
+            }
         }
     }
 }

@@ -57,7 +57,7 @@ impl Download {
             dataset: done.dataset,
             version: done.version,
             content: done.content,
-            signature: done.signature.to_string(),
+            signature: done.signature.word().to_owned(),
             target: target.display().to_string(),
             files: done.files,
             files_kept: done.files_kept,

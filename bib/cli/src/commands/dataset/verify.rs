@@ -29,7 +29,7 @@ pub(crate) struct Verify {
 record! {
     /// What a check of a folder found.
     VerdictRow {
-        bytes: String = Text, signature: String = Text, voucher: String = Text, version: String = Text, content: String = Text,
+        bytes: String = Text, signature: String = Text, voucher: String = Text, explanations: Vec<String> = Lined, version: String = Text, content: String = Text,
         found_content: String = Text, files: u64 = Text, size_bytes: u64 = Bytes, difference_count: u64 = Text,
         differences: Vec<String> = Lined, dataset: String = Text, duration_ms: u64 = Millis,
     }
@@ -55,9 +55,10 @@ impl Verify {
         let found = bib_client::Verify::new(path, &self.reference).run(&client, context.progress()).await?;
         let is_bad = [&found.bytes, &found.signature, &found.voucher].into_iter().any(Verdict::is_bad);
         context.output.one(&VerdictRow {
-            bytes: found.bytes.to_string(),
-            signature: found.signature.to_string(),
-            voucher: found.voucher.to_string(),
+            bytes: found.bytes.word().to_owned(),
+            signature: found.signature.word().to_owned(),
+            voucher: found.voucher.word().to_owned(),
+            explanations: [&found.bytes, &found.signature, &found.voucher].map(|v| v.explanation().to_owned()).into(),
             version: found.version,
             content: found.content,
             found_content: found.found,
