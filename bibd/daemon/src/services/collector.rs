@@ -135,14 +135,14 @@ impl CollectorUseCases {
         }
         let mut after = None;
         loop {
-            let (last, dead) = pages::collect(&mut tx, after.as_ref(), SLICE, now, true).await?;
+            let (last, dead) = pages::collect(&mut tx, after.as_ref(), SLICE, at_once(now), true).await?;
             collected.pages += dead;
             after = last;
             if after.is_none() {
                 break;
             }
         }
-        while let (Some(last), dead) = chunks::doom(&mut tx, after.as_ref(), SLICE, now, now, false).await? {
+        while let (Some(last), dead) = chunks::doom(&mut tx, after.as_ref(), SLICE, at_once(now), now, false).await? {
             collected.take(&dead);
             after = Some(last);
         }
@@ -168,7 +168,7 @@ impl CollectorUseCases {
     }
 
     async fn collect_pages(&self, call: &Call, collected: &mut Collected) -> Result<(), ServiceError> {
-        let before = self.base.now();
+        let before = at_once(self.base.now());
         let mut after: Option<Hash> = None;
         loop {
             let mut tx = self.base.begin(call, "collector").await?;
@@ -191,7 +191,7 @@ impl CollectorUseCases {
         loop {
             let now = self.base.now();
             let mut tx = self.base.begin(call, "collector").await?;
-            let (last, dead) = chunks::doom(&mut tx, after.as_ref(), SLICE, now, now, true).await?;
+            let (last, dead) = chunks::doom(&mut tx, after.as_ref(), SLICE, at_once(now), now, true).await?;
             if dead.is_empty() {
                 tx.rollback().await?;
             } else {
@@ -295,7 +295,7 @@ impl CollectorUseCases {
                 if !in_place {
                     self.base.blobs.remove(&chunk.hash).await.map_err(not_stored)?;
                 }
-                chunks::forget(&mut tx, &chunk.hash, now.plus_seconds(1)).await?;
+                chunks::forget(&mut tx, &chunk.hash, at_once(now)).await?;
                 removed += 1;
             }
             if removed == 0 {
@@ -325,6 +325,11 @@ impl Collected {
             reason: REASON,
         }));
     }
+}
+
+/// Rows are collected however young they are: whoever writes one leases it in the same transaction.
+fn at_once(now: Timestamp) -> Timestamp {
+    now.plus_seconds(1)
 }
 
 /// The catalog's time as a file's.

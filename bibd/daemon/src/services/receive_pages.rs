@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt as _};
 use super::error::ServiceError;
 use super::upload::UploadUseCases;
 use crate::actor::Call;
+use crate::errors::ErrorCode;
 
 /// Bytes of the pages that are kept in one transaction, about.
 const BATCH_BYTES: usize = 4 << 20;
@@ -71,10 +72,27 @@ impl UploadUseCases {
     ) -> Result<(), ServiceError> {
         let parsed = tokio::task::spawn_blocking(move || batch.iter().map(parse).collect::<Result<Vec<_>, _>>());
         let parsed = parsed.await.map_err(ServiceError::internal)??;
+        // A page that was here without a lease may be collected between our insert, which found it, and our lease.
+        for _ in 0..2 {
+            match self.keep_parsed(call, session, &parsed, bytes).await {
+                Err(error) if error.code() == ErrorCode::CONFLICT => {}
+                result => return result,
+            }
+        }
+        self.keep_parsed(call, session, &parsed, bytes).await
+    }
+
+    async fn keep_parsed(
+        &self,
+        call: &Call,
+        session: SessionId,
+        parsed: &[NewPage],
+        bytes: u64,
+    ) -> Result<(), ServiceError> {
         let now = self.base.now();
         let mut tx = self.base.begin(call, "upload").await?;
         self.live(&mut tx, call, session).await?;
-        pages::put(&mut tx, session, &parsed, now).await?;
+        pages::put(&mut tx, session, parsed, now).await?;
         self.charge(&mut tx, call, bytes, now).await?;
         self.beat(&mut tx, session, bytes, now).await?;
         Ok(tx.commit().await?)

@@ -170,3 +170,117 @@ fn ends(last_path: &str, bits: u32) -> bool {
 fn clip(text: &str) -> String {
     bib_core::text::scrub(&text.chars().take(120).collect::<String>()).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bib_core::content::{ContentRoot, TreeChecker};
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
+
+    use super::*;
+
+    /// Pages cut by the rule, whatever the paths say about each other.
+    fn pages(paths: &BTreeSet<String>) -> Result<Vec<Page>, String> {
+        let (mut pages, mut body, mut entries) = (Vec::new(), Vec::new(), 0);
+        for path in paths {
+            let bytes = path.as_bytes();
+            let entry =
+                Entry::File { path: path.parse().unwrap(), exec: false, sha256: Hash::of(bytes), size: path.len() as u64 };
+            entry.write_line(&mut body).unwrap();
+            entries += 1;
+            if ends(path, PAGE_CUT_BITS) || entries == MAX_PAGE_ENTRIES {
+                pages.push(std::mem::take(&mut body));
+                entries = 0;
+            }
+        }
+        pages.extend((!body.is_empty()).then_some(body));
+        pages.iter().map(|body| Page::parse(body).map_err(|e| e.to_string())).collect()
+    }
+
+    fn summary(page: &Page) -> (Hash, Summary) {
+        let path = |entry: Option<&Entry>| entry.unwrap().path().to_string();
+        let summary = Summary {
+            entries: u32::try_from(page.entries.len()).unwrap(),
+            files: page.entries.len() as u64,
+            size_bytes: 0,
+            first_path: path(page.entries.first()),
+            last_path: path(page.entries.last()),
+            body_bytes: page.size_bytes as u64,
+        };
+        (page.hash, summary)
+    }
+
+    fn by_outline(old: &[Page], new: &[Page]) -> Result<(), String> {
+        let outline = Outline { pages: new.iter().map(summary).collect(), index_lengths: Vec::new() };
+        let known: BTreeSet<Hash> = old.iter().map(|page| page.hash).collect();
+        let pairs: BTreeSet<(Hash, Hash)> = old.windows(2).map(|pair| (pair[0].hash, pair[1].hash)).collect();
+        let mut questions = Vec::new();
+        outline.check(|i| pairs.contains(&(new[i].hash, new[i + 1].hash)), &mut questions)?;
+        for (i, page) in new.iter().enumerate().filter(|(_, page)| !known.contains(&page.hash)) {
+            outline.check_parents(i, page, &mut questions)?;
+        }
+        questions.iter().try_for_each(|question| outline.answer(question, &new[question.page()]))
+    }
+
+    fn by_checker(new: &[Page]) -> Result<(), String> {
+        let mut checker = TreeChecker::new(ContentRoot::Pages(new.iter().map(|page| page.hash).collect()));
+        new.iter().try_for_each(|page| checker.page(page)).and_then(|()| checker.finish().map(drop)).map_err(|e| e.to_string())
+    }
+
+    fn path(random: &mut StdRng) -> String {
+        let dirs = ["a", "a-", "a.b", "ab", "b", "c0"];
+        let mut path = String::new();
+        for _ in 0..random.gen_range(0..3) {
+            path.push_str(dirs[random.gen_range(0..dirs.len())]);
+            path.push('/');
+        }
+        path + &format!("f{:05}", random.gen_range(0..40_000))
+    }
+
+    #[test]
+    fn summaries_and_the_pages_they_name_decide_as_reading_everything_does() {
+        let mut random = StdRng::seed_from_u64(5);
+        let mut refused = 0;
+        for round in 0..60 {
+            let old_paths: BTreeSet<String> = (0..6_000).map(|_| path(&mut random)).collect();
+            let old = pages(&old_paths).unwrap();
+            assert!(old.len() > 1);
+            let mut paths = old_paths.clone();
+            // What lies below the last entry of a page lies on the next one.
+            let some = summary(&old[random.gen_range(0..old.len() - 1)]).1.last_path;
+            match round % 4 {
+                // Something below a file; a file where a directory is; a file more; a file less.
+                0 => drop(paths.insert(format!("{some}/below"))),
+                1 => drop(paths.insert(["a", "a/a", "b/a-", "ab", "c0"][random.gen_range(0..5)].to_owned())),
+                2 => drop(paths.insert(path(&mut random))),
+                _ => drop(paths.remove(&some)),
+            }
+            // A page that contradicts itself never gets so far.
+            let Ok(new) = pages(&paths) else { continue };
+            let (outline, checker) = (by_outline(&old, &new), by_checker(&new));
+            assert_eq!(outline.is_ok(), checker.is_ok(), "round {round}: {outline:?} {checker:?}");
+            refused += usize::from(checker.is_err());
+        }
+        assert!(refused > 10, "only {refused} were refused");
+    }
+
+    #[test]
+    fn pages_cut_elsewhere_or_swapped_are_refused() {
+        let mut random = StdRng::seed_from_u64(6);
+        let paths: BTreeSet<String> = (0..6_000).map(|_| path(&mut random)).collect();
+        let old = pages(&paths).unwrap();
+        let mut swapped = old.clone();
+        swapped.swap(0, 1);
+        assert!(by_outline(&old, &swapped).is_err());
+        let first: Vec<u8> = old[0].entries[..2].iter().fold(Vec::new(), |mut body, entry| {
+            entry.write_line(&mut body).unwrap();
+            body
+        });
+        let mut early = old.clone();
+        early[0] = Page::parse(&first).unwrap();
+        assert!(by_outline(&old, &early).is_err());
+        assert!(by_checker(&early).is_err());
+    }
+}

@@ -204,6 +204,14 @@ impl Lab {
         Call { operation, request_id: operation.to_string(), actor, time: self.base.now() }
     }
 
+    /// Moves the clock on, and makes the audit log's partitions there, as the sequencer does within a minute.
+    pub async fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        let mut tx = self.base.begin(&self.base.internal_call("test"), "test").await.unwrap();
+        bibd_catalog::audit::make_month(&mut tx, self.base.now()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     /// Where files of the store and of the test lie.
     pub fn path(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
