@@ -26,8 +26,9 @@ const DATASET: &str = "soak/data";
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a node may take to be well again after its PostgreSQL was killed (fault 9 of the fault list).
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(15);
-/// Chunks that may be on their way, and so be sent twice, at the moment of a kill.
-const IN_FLIGHT_CHUNKS: u64 = 80;
+/// Chunks that may be on their way, and so be sent twice, at the moment of a kill: what the client holds and what the
+/// daemon gathers for one transaction. A publish of a round has about twice as many.
+const IN_FLIGHT_CHUNKS: u64 = 40;
 
 /// What dies, and during what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -308,9 +309,9 @@ impl Soak {
         Ok(())
     }
 
-    /// Adds 2 files of 1 to 6 MiB and 20 small ones, and takes the oldest away when there are many.
+    /// Adds a file of 80 MiB, one of 1 MiB and 20 small ones, and takes away those of the round before the last.
     fn change_folder(&mut self) -> anyhow::Result<()> {
-        for size in [1 << 20, 6 << 20] {
+        for size in [1 << 20, 80 << 20] {
             let bytes = size + self.random.below(1 << 20);
             self.add_file(bytes)?;
         }
@@ -318,7 +319,7 @@ impl Soak {
             let bytes = self.random.below(8 << 10);
             self.add_file(bytes)?;
         }
-        let old = self.serial.saturating_sub(110);
+        let old = self.serial.saturating_sub(44);
         for serial in old.saturating_sub(22)..old {
             fs::remove_file(self.folder.join(format!("f{serial:06}"))).context("remove an old file")?;
         }
