@@ -38,6 +38,7 @@ use crate::metrics::{self, Metrics};
 use crate::ready::{Ready, ReadyFile};
 use crate::secrets::Secrets;
 use crate::services::recovery;
+use crate::space::Space;
 use crate::supervisor::{Policy, Supervisor, TaskKind};
 
 /// Connections that wait between the listeners and the server.
@@ -326,6 +327,7 @@ impl Daemon {
             limiter: foundation.limiter.clone(),
             authenticator: edge.authenticator,
             refusals: edge.refusals,
+            space: watch_space(&foundation),
             draining: foundation.supervisor.stop_token(TaskKind::Edge),
         };
         let ready = ready(&foundation, &bound);
@@ -434,6 +436,19 @@ fn background(foundation: &Foundation) {
             Ok(())
         }
     });
+}
+
+/// Looks at the disks: the data directory's, and where somebody put a part of it on another.
+fn watch_space(foundation: &Foundation) -> Space {
+    let (space, board) = (Space::default(), foundation.health.clone());
+    let data = foundation.data.root();
+    let directories = vec![data.to_owned(), foundation.data.blobs(), data.join("postgres"), data.join("postgres/data")];
+    let min_free_bytes = foundation.config().limits.min_free_bytes.0;
+    let watched = space.clone();
+    foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "disk", move |stop| {
+        watched.clone().watch(directories.clone(), min_free_bytes, board.clone(), stop)
+    });
+    space
 }
 
 fn condition_of(state: &State) -> Condition {

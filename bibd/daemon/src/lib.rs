@@ -22,4 +22,5 @@ pub mod metrics;
 pub mod ready;
 pub mod secrets;
 pub mod services;
+pub mod space;
 pub mod supervisor;

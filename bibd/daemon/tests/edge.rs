@@ -126,6 +126,7 @@ impl Edge {
             limiter: limiter.clone(),
             authenticator: guard.clone(),
             refusals: guard.clone(),
+            space: bibd::space::Space::default(),
             draining: supervisor.stop_token(TaskKind::Edge),
         };
         let routes = Routes::new(HealthServiceServer::new(Health::new(board, facts, clock)));

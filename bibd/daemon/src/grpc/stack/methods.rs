@@ -47,6 +47,24 @@ pub fn is_endless(path: &str) -> bool {
     ENDLESS.contains(&path)
 }
 
+/// Calls that store something new. What changes or removes little goes on when the disk has no room: it may make some.
+const TAKES_SPACE: &[&str] = &[
+    "/bib.v1.UserService/CreateUser",
+    "/bib.v1.TopicService/CreateTopic",
+    "/bib.v1.DatasetService/CreateDataset",
+    "/bib.v1.DatasetService/BeginUpload",
+    "/bib.v1.DatasetService/PutChunks",
+    "/bib.v1.DatasetService/PutInPlace",
+    "/bib.v1.DatasetService/PutPages",
+    "/bib.v1.DatasetService/CommitVersion",
+];
+
+/// Does a call of this path store something new?
+#[must_use]
+pub fn takes_space(path: &str) -> bool {
+    TAKES_SPACE.contains(&path)
+}
+
 /// The method of this path.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Method> {
@@ -176,6 +194,7 @@ mod tests {
         }
         assert_eq!(find("/bib.v1.AdminService/Shutdown").unwrap().access, Access::Actor);
         assert!(find("/bib.v1.AdminService/Nothing").is_none());
+        assert!(TAKES_SPACE.iter().all(|path| find(path).is_some()));
         assert!(ENDLESS.iter().all(|path| find(path).is_some()));
     }
 }

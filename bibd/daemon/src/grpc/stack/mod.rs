@@ -1,5 +1,5 @@
 //! The interceptors, outermost first: arrival (request id, span, metrics), panic recovery, rate limit, authentication
-//! with the note of what was refused. [`layers`] is the one place where they are put together.
+//! with the note of what was refused, and the refusal of what writes when the disk has no room. [`layers`] is the one place where they are put together.
 //!
 //! Arrival is one layer and not three, because a call has one end, and its log line and its metrics are about that.
 
@@ -8,6 +8,7 @@ pub mod auth;
 pub mod methods;
 pub mod rate;
 pub mod recovery;
+pub mod space;
 mod watched;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::clock::Ids;
 use crate::metrics::Metrics;
+use crate::space::Space;
 
 pub use auth::{Authenticator, Refusal, RefusalSink};
 pub use rate::RateLimiter;
@@ -26,6 +28,7 @@ use arrival::ArrivalLayer;
 use auth::AuthLayer;
 use rate::RateLayer;
 use recovery::RecoveryLayer;
+use space::SpaceLayer;
 
 /// What the interceptors need.
 #[derive(Clone)]
@@ -40,22 +43,26 @@ pub struct StackParts {
     pub authenticator: Arc<dyn Authenticator>,
     /// Takes note of refusals.
     pub refusals: Arc<dyn RefusalSink>,
+    /// Whether there is room for what writes.
+    pub space: Space,
     /// Cancelled when the daemon begins to stop.
     pub draining: CancellationToken,
 }
 
 /// The stack as a type.
-pub type Layers = Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<ArrivalLayer, Identity>>>>;
+pub type Layers =
+    Stack<SpaceLayer, Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<ArrivalLayer, Identity>>>>>;
 
 /// The stack, outermost first.
 #[must_use]
 pub fn layers(parts: StackParts) -> Layers {
-    let StackParts { ids, metrics, limiter, authenticator, refusals, draining } = parts;
+    let StackParts { ids, metrics, limiter, authenticator, refusals, space, draining } = parts;
     let clock = Arc::clone(ids.clock());
     ServiceBuilder::new()
         .layer(ArrivalLayer::new(ids, Arc::clone(&metrics), draining))
         .layer(RecoveryLayer::new(Arc::clone(&metrics)))
         .layer(RateLayer::new(limiter, clock, metrics))
         .layer(AuthLayer::new(authenticator, refusals))
+        .layer(SpaceLayer::new(space))
         .into_inner()
 }
