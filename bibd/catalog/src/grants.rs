@@ -46,7 +46,15 @@ static EXPIRING: Statement = Statement::new(
      LIMIT $2",
 );
 
-pub(crate) static STATEMENTS: &[&Statement] = &[&PUT, &DELETE, &LIST, &EXPIRING];
+// Only the very grant that was found to end soon: one that was taken back or changed meanwhile stays so.
+static RENEW: Statement = Statement::new(
+    Class::Update,
+    "topic_grants",
+    "UPDATE bib.topic_grants SET created_at = $3, expires_at = $4
+     WHERE topic_id = $1 AND subject = $2 AND level = $5 AND created_at = $6 AND expires_at = $7",
+);
+
+pub(crate) static STATEMENTS: &[&Statement] = &[&PUT, &DELETE, &LIST, &EXPIRING, &RENEW];
 
 /// A grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +111,17 @@ pub async fn put(tx: &mut Tx, grant: &TopicGrant) -> Result<()> {
         .bind(grant.expires_at.to_offset())
         .execute_one()
         .await
+}
+
+/// Prolongs `before` from `now` until `expires_at`. False when it is no longer there as it was.
+///
+/// # Errors
+/// When the time is longer than 90 days.
+pub async fn renew(tx: &mut Tx, before: &TopicGrant, now: Timestamp, expires_at: Timestamp) -> Result<bool> {
+    let run = RENEW.on(tx).bind(before.topic.as_uuid()).bind(&before.subject);
+    let run = run.bind(now.to_offset()).bind(expires_at.to_offset()).bind(before.level.as_str());
+    let rows = run.bind(before.created_at.to_offset()).bind(before.expires_at.to_offset()).execute().await?;
+    Ok(rows == 1)
 }
 
 /// Takes a grant back. False when there was none.

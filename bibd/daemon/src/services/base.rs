@@ -169,22 +169,19 @@ pub fn allow_topic(
     embargo: Embargo,
     what: (&'static str, &str),
 ) -> Result<(), ServiceError> {
+    let scopes = &call.actor.scopes;
+    // Whatever is asked: outside its scope a token does not even learn that a topic exists.
+    if !scopes.allow_read(topic) {
+        return Err(ServiceError::not_found(what.0, what.1));
+    }
     let place = Place::Topic { visibility, standing, embargo };
     settle(decide(verb, caller(&call.actor), place), verb, what.0, what.1)?;
-    let scopes = &call.actor.scopes;
     let reaches = match verb {
-        Verb::TopicRead | Verb::DatasetShow | Verb::DatasetRead => scopes.allow_read(topic),
+        Verb::TopicRead | Verb::DatasetShow | Verb::DatasetRead => true,
         Verb::DatasetPublish | Verb::Tag => scopes.allow_write(topic),
         _ => scopes.allow_admin(),
     };
-    match (reaches, verb) {
-        (true, _) => Ok(()),
-        // Outside its scope a token does not even learn that a topic exists.
-        (false, Verb::TopicRead | Verb::DatasetShow | Verb::DatasetRead) => {
-            Err(ServiceError::not_found(what.0, what.1))
-        }
-        (false, _) => Err(scope(verb)),
-    }
+    if reaches { Ok(()) } else { Err(scope(verb)) }
 }
 
 fn settle(decision: Decision, verb: Verb, what: &'static str, name: &str) -> Result<(), ServiceError> {

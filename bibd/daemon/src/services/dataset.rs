@@ -16,6 +16,7 @@ use serde_json::json;
 use super::base::{Base, allow_node, allow_topic};
 use super::error::ServiceError;
 use super::journal::Act;
+use super::reference;
 use super::topic::TopicUseCases;
 use super::updates::Update;
 use crate::actor::Call;
@@ -349,7 +350,8 @@ impl DatasetUseCases {
             Err(_) => datasets::find_by_name(session, user, now, name, &self.base.peer).await?,
         };
         let seen = seen.ok_or_else(|| ServiceError::not_found("dataset", name))?;
-        self.allow(call, &seen, verb)?;
+        // In the caller's words: who asks by id must not be told the name of what is hidden.
+        reference::allow(call, &seen, verb, Embargo::Over, ("dataset", name))?;
         Ok(seen)
     }
 

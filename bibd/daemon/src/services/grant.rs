@@ -144,9 +144,13 @@ impl GrantUseCases {
             if !topics::lock(&mut tx, grant.topic).await? {
                 continue;
             }
-            grant.created_at = now;
-            grant.expires_at = now.plus_seconds(MAX_GRANT_SECONDS);
-            self.put(&mut tx, &grant, GrantState::Active).await?;
+            let expires_at = now.plus_seconds(MAX_GRANT_SECONDS);
+            // It may have been revoked since it was looked up, and must not come back.
+            if !grants::renew(&mut tx, &grant, now, expires_at).await? {
+                continue;
+            }
+            (grant.created_at, grant.expires_at) = (now, expires_at);
+            self.sign(&mut tx, &grant, GrantState::Active).await?;
             let details = json!({"subject": grant.subject, "level": grant.level});
             let act = Act::new("grant.renew", format!("topic:{}", grant.topic), details);
             self.base.journal.commit(tx, &call, act).await?;

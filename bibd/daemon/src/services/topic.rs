@@ -83,7 +83,7 @@ impl TopicUseCases {
         let parent = match new.name.parent() {
             None => None,
             Some(above) if new.parents => Some(self.ensure_in(&mut tx, call, &above, &mut made).await?),
-            Some(above) => match self.look_up(&mut tx, call, above.as_str()).await? {
+            Some(above) => match self.look_up_seen(&mut tx, call, above.as_str()).await? {
                 Some(seen) => Some(seen),
                 None => {
                     return Err(ServiceError::conflict(
@@ -123,7 +123,7 @@ impl TopicUseCases {
         let mut found = None;
         let mut at = Some(name.clone());
         while let Some(here) = at {
-            if let Some(seen) = self.look_up(tx, call, here.as_str()).await? {
+            if let Some(seen) = self.look_up_seen(tx, call, here.as_str()).await? {
                 found = Some(seen);
                 break;
             }
@@ -239,7 +239,8 @@ impl TopicUseCases {
             Err(_) => self.look_up(session, call, name).await?,
         };
         let seen = seen.ok_or_else(|| ServiceError::not_found("topic", name))?;
-        self.allow(call, &seen, verb)?;
+        // In the caller's words: who asks by id must not be told the name of what is hidden.
+        allow(call, &seen, verb, name)?;
         Ok(seen)
     }
 
@@ -248,9 +249,7 @@ impl TopicUseCases {
     /// # Errors
     /// When not.
     pub fn allow(&self, call: &Call, seen: &SeenTopic, verb: Verb) -> Result<(), ServiceError> {
-        let standing = Standing::of(seen.grant, seen.is_creator);
-        let name = &seen.topic.name;
-        allow_topic(call, verb, name, seen.topic.visibility, standing, Embargo::Over, ("topic", name))
+        allow(call, seen, verb, &seen.topic.name)
     }
 
     /// Tells listeners about topics that a transaction made.
@@ -267,6 +266,18 @@ impl TopicUseCases {
         name: &str,
     ) -> Result<Option<SeenTopic>, ServiceError> {
         Ok(topics::find_by_name(session, call.actor.user, self.base.now(), name, &self.base.peer).await?)
+    }
+
+    /// As `look_up`, but what the caller may not see is not there: whether a hidden topic exists must not show in the
+    /// error of who wants to make something below it. (Who may make topics at the top learns that a name is taken.)
+    async fn look_up_seen(
+        &self,
+        session: &mut impl Session,
+        call: &Call,
+        name: &str,
+    ) -> Result<Option<SeenTopic>, ServiceError> {
+        let found = self.look_up(session, call, name).await?;
+        Ok(found.filter(|seen| self.allow(call, seen, Verb::TopicRead).is_ok()))
     }
 
     /// The answer that the same request got before.
@@ -396,6 +407,12 @@ fn record(
         life,
         extra: Default::default(),
     }
+}
+
+fn allow(call: &Call, seen: &SeenTopic, verb: Verb, asked: &str) -> Result<(), ServiceError> {
+    let standing = Standing::of(seen.grant, seen.is_creator);
+    let (name, visibility) = (&seen.topic.name, seen.topic.visibility);
+    allow_topic(call, verb, name, visibility, standing, Embargo::Over, ("topic", asked))
 }
 
 /// Titles are one line, descriptions are paragraphs.

@@ -86,6 +86,11 @@ impl UploadUseCases {
         let now = self.base.now();
         let name = wanted.dataset.to_string();
         let found = datasets::find_by_name(&mut tx, call.actor.user, now, &name, &self.base.peer).await?;
+        // What is hidden from the caller is refused in the words for what is not there, also where it would be made.
+        let may_see = |seen: &SeenDataset| {
+            reference::allow(call, seen, Verb::DatasetShow, Embargo::Over, ("dataset", &name)).is_ok()
+        };
+        let found = found.filter(may_see);
         let mut made = Vec::new();
         let created_dataset = found.is_none();
         let seen = match found {
