@@ -108,6 +108,8 @@ impl Lab {
         if !machine_has_postgres().await {
             return None;
         }
+        // Shown with a test that fails.
+        let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN).try_init();
         let place = tempfile::tempdir().unwrap();
         for name in ["", "d", "r"] {
             let path = place.path().join(name);
