@@ -15,7 +15,9 @@ use faults::*;
 fn picture(place: &Place) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut files = BTreeMap::new();
     let data = place.data();
-    for directory in [data.clone(), data.join("identity"), data.join("certs"), data.join("secrets"), data.join("postgres")] {
+    for directory in
+        [data.clone(), data.join("identity"), data.join("certs"), data.join("secrets"), data.join("postgres")]
+    {
         for entry in fs::read_dir(directory).unwrap().flatten() {
             // The lock names the last who tried.
             if entry.file_type().unwrap().is_file() && entry.file_name() != "lock" {
@@ -93,7 +95,13 @@ async fn damaged_foreign_and_lost_files_are_refused_and_left_as_they_are() {
     refuses(&place, key, "halved", halved, &["BIB0404", "node_key` is not an OpenSSH private key"]);
     refuses(&place, key, "open to others", opened, &["BIB0404", "mode 0644", "chmod 600"]);
     refuses(&place, key, "gone", gone, &["BIB0404", "node_key` does not exist"]);
-    refuses(&place, key, "of another node", foreign(key), &["BIB0404", "not sealed to this key", "restore the node key"]);
+    refuses(
+        &place,
+        key,
+        "of another node",
+        foreign(key),
+        &["BIB0404", "not sealed to this key", "restore the node key"],
+    );
 
     let epoch = "identity/epoch";
     refuses(&place, epoch, "empty", empty, &["BIB0404", "epoch"]);

@@ -131,7 +131,10 @@ async fn a_killed_database_comes_back_without_a_restart_of_the_daemon() {
                 }
         })
         .await;
-        eprintln!("round {round}: {} killed, back after {taken:?}", if is_backend { "a backend" } else { "postmaster" });
+        eprintln!(
+            "round {round}: {} killed, back after {taken:?}",
+            if is_backend { "a backend" } else { "postmaster" }
+        );
         wait_for("health", Duration::from_secs(15), async || node.health("database").await.0 == ServingStatus::Serving)
             .await;
     }
@@ -174,7 +177,8 @@ async fn a_hanging_database_is_waited_for_in_bounds_and_taken_up_again() {
     }
     let written = load.written();
     wait_for("recovery", Duration::from_secs(15), async || load.written() > written + 16).await;
-    wait_for("health", Duration::from_secs(15), async || node.health("database").await.0 == ServingStatus::Serving).await;
+    wait_for("health", Duration::from_secs(15), async || node.health("database").await.0 == ServingStatus::Serving)
+        .await;
     load.end().await;
     assert!(node.stop().success());
 }

@@ -71,7 +71,9 @@ pub fn read(text: &str) -> Vec<Traced> {
         if let Some(begun) = rest.strip_suffix("<unfinished ...>") {
             open.insert(pid, (number, begun.to_owned()));
         } else if rest.starts_with("<... ") {
-            let (Some((began, head)), Some((_, tail))) = (open.remove(pid), rest.split_once("resumed>")) else { continue };
+            let (Some((began, head)), Some((_, tail))) = (open.remove(pid), rest.split_once("resumed>")) else {
+                continue;
+            };
             calls.extend(call(&format!("{head}{tail}"), began, number));
         } else {
             calls.extend(call(rest, number, number));
@@ -130,7 +132,8 @@ fn order(calls: &[Traced], rename: &Traced, from: &str, directory: &str, hash: &
     let acknowledged = calls.iter().find(answers).ok_or("it was never acknowledged")?;
     // The rows go over one connection of the pool; its COMMIT is the next on the same connection.
     let rows = |call: &&Traced| call.is_write() && call.is_to_database() && call.holds(&bytes);
-    let last = calls.iter().rev().filter(|call| call.began < acknowledged.began).find(rows).ok_or("no row was written")?;
+    let last =
+        calls.iter().rev().filter(|call| call.began < acknowledged.began).find(rows).ok_or("no row was written")?;
     let same = |call: &&Traced| call.on == last.on && call.began > last.began && call.holds(b"COMMIT");
     let commit_sent = calls.iter().filter(|call| call.is_write()).find(same).ok_or("no COMMIT followed")?;
     let commit_replied =
@@ -138,7 +141,9 @@ fn order(calls: &[Traced], rename: &Traced, from: &str, directory: &str, hash: &
     Ok(Order {
         synced: synced.ok_or("its file was not synced before the rename")?.ended,
         renamed: (rename.began, rename.ended),
-        directory_synced: directory_synced.map(|call| (call.began, call.ended)).ok_or("its directory was not synced")?,
+        directory_synced: directory_synced
+            .map(|call| (call.began, call.ended))
+            .ok_or("its directory was not synced")?,
         commit_sent: commit_sent.began,
         commit_replied: commit_replied.ended,
         acknowledged: acknowledged.began,
