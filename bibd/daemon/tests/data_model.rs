@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use bib_core::Hash;
 use bib_core::access::NodeRole;
+use bibd::errors::ErrorCode;
+use bibd::services::ServiceError;
 use bibd::services::commit::Committed;
 use publish::{Described, Folder, describe};
 use rand::rngs::StdRng;
@@ -161,19 +163,26 @@ impl Model {
     }
 }
 
+/// Commits as a client does: what is asked for again is sent again, and a latest version that moved (a withdrawal moves
+/// it too) is built upon.
 async fn commit(lab: &Lab, who: &Person, begun: &bibd::services::upload::Begun, described: &Described) -> String {
-    let parents = begun.latest.iter().map(|version| version.hash).collect();
-    let mut statement = lab.statement(who, begun, described, parents);
-    // Versions of the same folder differ.
-    statement.message = lab.base.ids.uuid().to_string();
-    let wanted = lab.signed(who, begun.upload.id, &statement, described.layout_root.hash);
+    let mut parents: Vec<Hash> = begun.latest.iter().map(|version| version.hash).collect();
     for _ in 0..5 {
-        match lab.data.commits.commit(&who.call, wanted.clone()).await.unwrap() {
-            Committed::Version { version, .. } => return version.hash.to_string(),
-            Committed::Resend(chunks) => {
+        let mut statement = lab.statement(who, begun, described, parents.clone());
+        // Versions of the same folder differ.
+        statement.message = lab.base.ids.uuid().to_string();
+        let wanted = lab.signed(who, begun.upload.id, &statement, described.layout_root.hash);
+        match lab.data.commits.commit(&who.call, wanted).await {
+            Ok(Committed::Version { version, .. }) => return version.hash.to_string(),
+            Ok(Committed::Resend(chunks)) => {
                 let again = chunks.into_iter().map(|hash| (hash, described.chunks[&hash].clone()));
                 lab.send_chunks(who, begun.upload.id, again.collect::<Vec<_>>()).await.unwrap();
             }
+            Err(ServiceError::Conflict { code: ErrorCode::LATEST_MOVED, values, .. }) => {
+                let latest = values.iter().find(|(key, _)| *key == "latest").map(|(_, value)| value.parse());
+                parents = latest.and_then(Result::ok).into_iter().collect();
+            }
+            Err(error) => panic!("{error:?}"),
         }
     }
     panic!("asked for the same chunks again and again")
