@@ -21,6 +21,8 @@ use crate::target::Target;
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Bytes in flight on one connection.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// The largest HTTP/2 frame that is taken: each costs a round through the stack at either end. The usual is 16 KiB.
+const FRAME_BYTES: u32 = 256 * 1024;
 /// An idle connection with calls under way is asked this often whether it lives.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -87,6 +89,7 @@ fn endpoint(options: &Options) -> Result<Endpoint> {
     Endpoint::from_static("http://node.bib.invalid")
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .user_agent(options.user_agent.clone())
