@@ -45,8 +45,6 @@ fn a_person_logs_in_publishes_and_sees_only_what_was_granted() {
     bob.ok(&["dataset", "download", "ada/d"]);
     write(&bob.path("data"), "b.txt", "bob's");
     bob.fails(4, &["dataset", "publish", "data", "ada/d", "-m", "x"]);
-    ada.ok(&["topic", "revoke", "ada", "bob", "--yes"]);
-    bob.fails(3, &["dataset", "download", "ada/d", "again"]);
 
     // A token narrows: it reads and does not publish.
     ada.ok(&["token", "create", "--name", "reader", "--scope", "read"]);
@@ -55,6 +53,9 @@ fn a_person_logs_in_publishes_and_sees_only_what_was_granted() {
     write(&ada.path("data"), "a.txt", "changed");
     ada.fails(4, &[&line[..], &script].concat());
     assert_eq!(ada.fails(6, &["token", "create", "--name", "reader", "--scope", "read"])["kind"], "conflict");
+
+    ada.ok(&["topic", "revoke", "ada", "bob", "--yes"]);
+    bob.fails(3, &["dataset", "download", "ada/d", "again"]);
 
     ada.ok(&["logout"]);
     ada.fails(4, &["whoami"]);

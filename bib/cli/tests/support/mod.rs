@@ -1,6 +1,7 @@
 //! The real `bibd` and the real `bib` in temporary directories. Nothing here is a stand-in.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::print_stderr, reason = "a test says why it tested nothing, and what the node logged")]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
