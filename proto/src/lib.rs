@@ -4,7 +4,7 @@
 //! The package is additive: fields and RPCs are added, never changed or removed.
 
 /// Package `bib.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, rust_2018_idioms)]
+#[allow(missing_docs, unreachable_pub, clippy::all, rust_2018_idioms, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("bib.v1");
 
