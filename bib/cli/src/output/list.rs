@@ -19,12 +19,13 @@ pub(crate) struct List<'a, R> {
     output: &'a Output,
     rows: Vec<Value>,
     count: u64,
+    has_header: bool,
     record: PhantomData<fn(R)>,
 }
 
 impl<'a, R: Record> List<'a, R> {
     pub(super) fn new(output: &'a Output) -> Self {
-        Self { output, rows: Vec::new(), count: 0, record: PhantomData }
+        Self { output, rows: Vec::new(), count: 0, has_header: false, record: PhantomData }
     }
 
     /// One more.
@@ -106,8 +107,8 @@ impl<'a, R: Record> List<'a, R> {
         let fields: Vec<&Field> = R::FIELDS.iter().filter(|field| field.listed).collect();
         let mut table = Table::new();
         table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        let has_header = self.count < ROWS_TOGETHER as u64;
-        if has_header {
+        let with_header = !std::mem::replace(&mut self.has_header, true);
+        if with_header {
             table.set_header(fields.iter().map(|field| Cell::new(cell::title(field).to_uppercase())));
         }
         for row in self.rows.drain(..) {
@@ -117,7 +118,7 @@ impl<'a, R: Record> List<'a, R> {
             column.set_padding((0, 2));
         }
         let text = table.to_string();
-        let bold = has_header && self.output.colours().stdout;
+        let bold = with_header && self.output.colours().stdout;
         let mut to = self.output.lock();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim_end();
