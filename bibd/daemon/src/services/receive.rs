@@ -120,12 +120,13 @@ impl ReceiveUseCases {
         let mut tx = base.begin(call, "upload").await?;
         self.uploads.live(&mut tx, call, session).await?;
         chunks::put(&mut tx, session, &rows, now).await?;
-        self.uploads.charge(&mut tx, call, bytes, now).await?;
-        self.uploads.beat(&mut tx, session, bytes, now).await?;
         // The rows are locked now. A collection that had them doomed may have moved the files since they were stored.
         for chunk in batch.chunks {
             self.ensure_file(chunk).await?;
         }
+        // Last, since every batch of the user waits for these two rows.
+        self.uploads.charge(&mut tx, call, bytes, now).await?;
+        self.uploads.beat(&mut tx, session, bytes, now).await?;
         tx.commit().await?;
         Ok(stored.into_iter().map(|chunk| chunk.hash).collect())
     }
@@ -142,7 +143,7 @@ impl ReceiveUseCases {
     }
 }
 
-fn row(stored: &Stored) -> StoredChunk {
+pub(super) fn row(stored: &Stored) -> StoredChunk {
     StoredChunk {
         hash: stored.hash,
         raw_length: stored.raw_len,

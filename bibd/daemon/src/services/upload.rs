@@ -28,6 +28,9 @@ use crate::errors::ErrorCode;
 /// How long a session lives after its last step.
 pub const LEASE_SECONDS: i64 = 24 * 60 * 60;
 
+/// Questions prolong a session when it has lost so much of its time.
+const PROLONG_SECONDS: i64 = 60;
+
 /// Hashes in one question about what is missing.
 pub const MAX_HASHES: usize = 16_384;
 
@@ -156,12 +159,14 @@ impl UploadUseCases {
     ) -> Result<Vec<u32>, ServiceError> {
         check_count("chunks", wanted)?;
         let mut tx = self.base.begin(call, "upload").await?;
-        self.live(&mut tx, call, session).await?;
+        let upload = self.live(&mut tx, call, session).await?;
         let now = self.base.now();
         let topics = readable_topics(call);
         let known = chunks::known(&mut tx, call.actor.user, topics.as_deref(), wanted, now).await?;
-        chunks::lease(&mut tx, session, &known).await?;
-        self.beat(&mut tx, session, 0, now).await?;
+        if !known.is_empty() {
+            chunks::lease(&mut tx, session, &known).await?;
+        }
+        self.prolong(&mut tx, &upload, now).await?;
         tx.commit().await?;
         Ok(missing(wanted, known))
     }
@@ -182,7 +187,7 @@ impl UploadUseCases {
         let mut tx = self.base.begin(call, "upload").await?;
         let upload = self.live(&mut tx, call, session).await?;
         let known = pages::known(&mut tx, session, upload.dataset, wanted).await?;
-        self.beat(&mut tx, session, 0, self.base.now()).await?;
+        self.prolong(&mut tx, &upload, self.base.now()).await?;
         tx.commit().await?;
         Ok(missing(wanted, known))
     }
@@ -219,6 +224,15 @@ impl UploadUseCases {
                 "publish again: what was sent and is still here is not sent twice",
             )
         })
+    }
+
+    /// Prolongs a session for a question, once a minute at most: a question that writes nothing commits without waiting
+    /// for the disk, and for nobody who holds the session's row.
+    async fn prolong(&self, tx: &mut Tx, upload: &Upload, now: Timestamp) -> Result<(), ServiceError> {
+        if upload.expires_at < now.plus_seconds(LEASE_SECONDS - PROLONG_SECONDS) {
+            self.beat(tx, upload.id, 0, now).await?;
+        }
+        Ok(())
     }
 
     /// Prolongs a session, and charges what it holds more to its user's staging quota.
