@@ -151,10 +151,11 @@ static LOCATE: Statement = Statement::new(
      WHERE c.hash = ANY($1)",
 );
 
+// Not in the trash: who located a chunk just before it was collected finds no file, and nothing is wrong.
 static SET_DAMAGED: Statement = Statement::new(
     Class::Update,
     "chunks",
-    "UPDATE bib.chunks SET state = 3, changed_at = $2 WHERE hash = $1 AND state <> 3",
+    "UPDATE bib.chunks SET state = 3, changed_at = $2 WHERE hash = $1 AND state < 2",
 );
 
 // $1: after this hash; $2: rows; $3: older than this.
@@ -187,10 +188,14 @@ static DOOM_THESE: Statement = Statement::new(
      RETURNING c.hash, c.stored_bytes, c.location",
 );
 
+// Without what became wanted since: those stay doomed, and a slice full of them would hold up all others.
 static DOOMED: Statement = Statement::new(
     Class::Select,
     "chunks",
-    "SELECT hash, stored_bytes, location FROM bib.chunks WHERE state = 1 ORDER BY changed_at LIMIT $1",
+    "SELECT hash, stored_bytes, location FROM bib.chunks c WHERE c.state = 1
+       AND NOT EXISTS (SELECT 1 FROM bib.page_chunks p WHERE p.chunk = c.hash)
+       AND NOT EXISTS (SELECT 1 FROM bib.lease_chunks l WHERE l.chunk = c.hash)
+     ORDER BY c.changed_at LIMIT $1",
 );
 
 // The row is locked while the file moves: an upload of the same chunk waits, and then revives it.
@@ -211,6 +216,15 @@ static TRASHED: Statement = Statement::new(
 
 static FORGET: Statement =
     Statement::new(Class::Delete, "chunks", "DELETE FROM bib.chunks WHERE hash = $1 AND state = 2 AND changed_at < $2");
+
+// A row for a moment, in a transaction that is rolled back: an upload of the same chunk waits for its end.
+static CLAIM_ORPHAN: Statement = Statement::new(
+    Class::Insert,
+    "chunks",
+    "INSERT INTO bib.chunks (hash, raw_length, stored_bytes, encoding, location, state, created_at, changed_at)
+     VALUES ($1, 1, 0, 0, 0, 2, $2, $2)
+     ON CONFLICT (hash) DO NOTHING",
+);
 
 static EXISTING: Statement =
     Statement::new(Class::Select, "chunks", "SELECT hash FROM bib.chunks WHERE hash = ANY($1) AND state <> 2");
@@ -251,6 +265,7 @@ pub(crate) static STATEMENTS: &[&Statement] = &[
     &TRASH,
     &TRASHED,
     &FORGET,
+    &CLAIM_ORPHAN,
     &EXISTING,
     &EXPECTED,
     &TOTALS,
@@ -302,6 +317,14 @@ impl LocatedRow {
             damaged: self.state == 3,
         })
     }
+}
+
+/// The end of the slice stands in every row; the chunk is absent when the slice has no dead one.
+#[derive(FromRow)]
+struct DoomRow {
+    last: Option<Vec<u8>>,
+    hash: Option<Vec<u8>>,
+    stored_bytes: Option<i32>,
 }
 
 fn hashes(table: &'static str, rows: Vec<(Vec<u8>,)>) -> Result<Vec<Hash>> {
@@ -394,7 +417,7 @@ pub async fn locate(session: &mut impl Session, chunks: &[Hash]) -> Result<Vec<L
     rows.into_iter().map(LocatedRow::into_located).collect()
 }
 
-/// Takes note that a read found a chunk damaged. False when that was known.
+/// Takes note that a read found a chunk damaged. False when that was known, or the chunk has been collected.
 ///
 /// # Errors
 /// When the database is gone.
@@ -417,10 +440,10 @@ pub async fn doom(
 ) -> Result<(Option<Hash>, Vec<Named>)> {
     let after = after.map_or_else(Vec::new, |hash| hash.as_bytes().to_vec());
     let run = DOOM.on(tx).bind(after).bind(i64::from(limit)).bind(before.to_offset()).bind(now.to_offset()).bind(mark);
-    let rows: Vec<(Option<Vec<u8>>, Option<Vec<u8>>, Option<i32>)> = run.all().await?;
-    let last = rows.first().and_then(|row| row.0.as_deref());
+    let rows: Vec<DoomRow> = run.all().await?;
+    let last = rows.first().and_then(|row| row.last.as_deref());
     let last = last.map(|bytes| hash("chunks", "hash", "?", bytes)).transpose()?;
-    let dead = rows.iter().filter_map(|(_, name, bytes)| Some((name.as_deref()?, (*bytes)?)));
+    let dead = rows.iter().filter_map(|row| Some((row.hash.as_deref()?, row.stored_bytes?)));
     let dead = dead
         .map(|(name, bytes)| Ok(Named { hash: hash("chunks", "hash", "?", name)?, stored_bytes: bytes.unsigned_abs() }))
         .collect::<Result<_>>()?;
@@ -466,6 +489,15 @@ pub async fn trashed(session: &mut impl Session, before: Timestamp, limit: u32) 
 /// When the database is gone.
 pub async fn forget(tx: &mut Tx, chunk: &Hash, before: Timestamp) -> Result<bool> {
     Ok(FORGET.on(tx).bind(&chunk.as_bytes()[..]).bind(before.to_offset()).execute().await? == 1)
+}
+
+/// Claims the name of a file that no row names, until the transaction is rolled back: until then nobody can enter the
+/// chunk. False when there is a row.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn claim_orphan(tx: &mut Tx, chunk: &Hash, now: Timestamp) -> Result<bool> {
+    Ok(CLAIM_ORPHAN.on(tx).bind(&chunk.as_bytes()[..]).bind(now.to_offset()).execute().await? == 1)
 }
 
 /// Which of these names have a row that is not in the trash: a file without one is an orphan.

@@ -157,6 +157,7 @@ impl CommitUseCases {
             return Err(ServiceError::not_found("dataset", &seen.dataset.name));
         };
         check_parents(&signed.statement, latest)?;
+        self.still_may(&mut tx, call, seen, &signed.key).await?;
         // Read again under the lock: bytes may have come since the session was looked up.
         let staged = self.uploads.live(&mut tx, call, wanted.session).await?.staged_bytes;
         let resend = lock_chunks(&mut tx, upload, parent, &checked).await?;
@@ -241,6 +242,17 @@ impl CommitUseCases {
         Ok(Signed { statement, bytes, pem, version, key, name })
     }
 
+    /// The check of a large content takes its time: a grant taken back or a key removed meanwhile counts.
+    async fn still_may(&self, tx: &mut Tx, call: &Call, seen: &SeenDataset, key: &UserKey) -> Result<(), ServiceError> {
+        let now = datasets::find(tx, call.actor.user, self.uploads.base.now(), seen.dataset.id).await?;
+        let now = now.ok_or_else(|| ServiceError::not_found("dataset", &seen.dataset.name))?;
+        reference::allow(call, &now, Verb::DatasetPublish, Embargo::Over, ("dataset", &seen.dataset.name))?;
+        match users::find_key(tx, &key.fingerprint).await? {
+            Some(found) if found.user == call.actor.user => Ok(()),
+            _ => Err(unknown_key(&key.fingerprint)),
+        }
+    }
+
     /// Content, licence, metadata and label equal the parent's: there is nothing to publish.
     async fn answer_unchanged(
         &self,
@@ -294,6 +306,10 @@ impl CommitUseCases {
         };
         let gone = || ServiceError::conflict(ErrorCode::CONFLICT, "the version of the first answer is gone", "publish again");
         let version = versions::find(session, &version).await?.ok_or_else(gone)?;
+        // The same bytes for another dataset are another request.
+        if !Statement::parse(&wanted.statement).is_ok_and(|statement| statement.dataset == version.dataset) {
+            return Err(ServiceError::invalid("idempotency_key", "was used for another request"));
+        }
         let now = self.uploads.base.now();
         let seen = datasets::find(session, call.actor.user, now, version.dataset).await?.ok_or_else(gone)?;
         reference::allow(call, &seen, Verb::DatasetShow, Embargo::Over, ("dataset", &seen.dataset.name))?;

@@ -97,7 +97,8 @@ impl GrantUseCases {
                 level: GrantLevel::Read,
                 granted_by: call.actor.name.clone(),
                 created_at: now,
-                expires_at: now,
+                // The format wants an end after the record's time; the state says that nothing is granted until then.
+                expires_at: now.plus_seconds(1),
             };
             self.sign(&mut tx, &grant, GrantState::Revoked).await?;
             revoked += 1;

@@ -4,16 +4,19 @@
 //! owns: a caller must not make the daemon, which may be able to read more, hash and hand out other people's files. The
 //! bytes are hashed here and again at each read.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, PathBuf};
 
 use bib_core::{Hash, SessionId};
-use bibd_blobs::{FileGuard, MAX_CHUNK_BYTES};
-use bibd_catalog::chunks::{self, Place};
+use bibd_blobs::{FileGuard, Incoming, MAX_CHUNK_BYTES};
+use bibd_catalog::chunks::{self, Place, StoredChunk};
 use futures::{Stream, StreamExt as _};
 
 use super::error::ServiceError;
+use super::receive;
+use super::store_errors::not_stored;
 use super::upload::UploadUseCases;
 use crate::actor::{Call, Via};
 
@@ -81,11 +84,16 @@ impl InPlaceUseCases {
             let extents = file.extents.clone();
             let read = tokio::task::spawn_blocking(move || hash_ranges(&file, uid));
             let guard = read.await.map_err(ServiceError::internal)??;
+            let elsewhere = self.elsewhere(&path, uid, &extents).await?;
+            let mut stored = Vec::new();
+            for extent in extents.iter().filter(|extent| elsewhere.get(&extent.chunk) == Some(&Elsewhere::Anothers)) {
+                stored.push(self.store(&path, extent).await?);
+            }
             let now = base.now();
             let mut tx = base.begin(call, "in-place").await?;
             self.uploads.live(&mut tx, call, session).await?;
             for extent in &extents {
-                let place = Place {
+                let own = Place {
                     path: path.clone(),
                     byte_offset: extent.offset,
                     device: guard.dev,
@@ -94,7 +102,18 @@ impl InPlaceUseCases {
                     mtime_ns: guard.mtime_ns,
                     ctime_ns: guard.ctime_ns,
                 };
-                chunks::put_in_place(&mut tx, &extent.chunk, extent.length, &place, now).await?;
+                let place = match elsewhere.get(&extent.chunk) {
+                    Some(Elsewhere::Anothers) => continue,
+                    Some(Elsewhere::Own(place)) => place,
+                    None => &own,
+                };
+                chunks::put_in_place(&mut tx, &extent.chunk, extent.length, place, now).await?;
+            }
+            if !stored.is_empty() {
+                let bytes: u64 = stored.iter().map(|chunk| u64::from(chunk.stored_bytes)).sum();
+                chunks::put(&mut tx, session, &stored, now).await?;
+                self.uploads.charge(&mut tx, call, bytes, now).await?;
+                self.uploads.beat(&mut tx, session, bytes, now).await?;
             }
             let leased: Vec<Hash> = extents.iter().map(|extent| extent.chunk).collect();
             chunks::lease(&mut tx, session, &leased).await?;
@@ -105,6 +124,70 @@ impl InPlaceUseCases {
         }
         Ok((seen.len() as u64, count))
     }
+
+    /// Which of these chunks lie in another file that is still as it was. A place is never taken from a file that is
+    /// whole, or whoever has the same bytes could move somebody else's chunk into a file of their own and remove it.
+    async fn elsewhere(
+        &self,
+        path: &str,
+        uid: u32,
+        extents: &[Extent],
+    ) -> Result<HashMap<Hash, Elsewhere>, ServiceError> {
+        let hashes: Vec<Hash> = extents.iter().map(|extent| extent.chunk).collect();
+        let mut session = self.uploads.base.db.read().await?;
+        let located = chunks::locate(&mut session, &hashes).await?;
+        drop(session);
+        let places: Vec<(Hash, Place)> = located
+            .into_iter()
+            .filter(|located| !located.damaged)
+            .filter_map(|located| Some((located.chunk.hash, located.place?)))
+            .filter(|(_, place)| place.path != path)
+            .collect();
+        let look = move || {
+            let whole = places.into_iter().filter_map(|(chunk, place)| {
+                let owner = owner_if_whole(&place)?;
+                Some((chunk, if owner == uid { Elsewhere::Own(place) } else { Elsewhere::Anothers }))
+            });
+            whole.collect()
+        };
+        tokio::task::spawn_blocking(look).await.map_err(ServiceError::internal)
+    }
+
+    /// Copies a chunk into the store: nobody's version depends on a file of somebody else's.
+    async fn store(&self, path: &str, extent: &Extent) -> Result<StoredChunk, ServiceError> {
+        let (path, wanted) = (PathBuf::from(path), *extent);
+        let read = move || -> std::io::Result<Vec<u8>> {
+            let mut bytes = vec![0; wanted.length as usize];
+            File::open(path)?.read_exact_at(&mut bytes, wanted.offset)?;
+            Ok(bytes)
+        };
+        let changed = || ServiceError::invalid("path", "changed while it was read");
+        let bytes = tokio::task::spawn_blocking(read).await.map_err(ServiceError::internal)?.map_err(|_| changed())?;
+        if Hash::of(&bytes) != extent.chunk {
+            return Err(changed());
+        }
+        let incoming = Incoming::raw(extent.chunk, bytes.into());
+        let stored = self.uploads.base.blobs.put_many(vec![incoming]).await.map_err(not_stored)?;
+        stored.first().map(receive::row).ok_or_else(|| ServiceError::internal("a chunk was stored and is not told of"))
+    }
+}
+
+/// Where a chunk lies that is to be registered in another file.
+#[derive(Debug, PartialEq, Eq)]
+enum Elsewhere {
+    /// In another file of the caller's, which keeps it.
+    Own(Place),
+    /// In a file of somebody else's.
+    Anothers,
+}
+
+/// Who owns the file of a place, if it is the file that was registered. Blocks.
+fn owner_if_whole(place: &Place) -> Option<u32> {
+    let metadata = std::fs::metadata(&place.path).ok()?;
+    let now = FileGuard::of(&metadata);
+    let same = (now.dev, now.ino, now.size, now.mtime_ns, now.ctime_ns)
+        == (place.device, place.inode, place.file_size, place.mtime_ns, place.ctime_ns);
+    same.then(|| metadata.uid())
 }
 
 fn check_path(file: &PlacedFile) -> Result<String, ServiceError> {

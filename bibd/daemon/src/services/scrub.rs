@@ -192,7 +192,14 @@ impl ScrubUseCases {
                     return Ok(None);
                 }
                 drop(session);
-                self.base.blobs.trash(&hash, system_time(self.base.now())).await.map_err(not_stored)?;
+                // An upload that found this very file waits until it was moved, and then takes it back.
+                let (call, now) = (self.base.internal_call("scrubber"), self.base.now());
+                let mut tx = self.base.begin(&call, "scrubber").await?;
+                if !chunks::claim_orphan(&mut tx, &hash, now).await? {
+                    return Ok(None);
+                }
+                self.base.blobs.trash(&hash, system_time(now)).await.map_err(not_stored)?;
+                tx.rollback().await?;
                 word("orphan", hash, "no row names it; it was moved to the trash")
             }
         }
