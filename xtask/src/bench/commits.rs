@@ -28,13 +28,13 @@ CREATE TABLE details (id uuid PRIMARY KEY, salt bytea NOT NULL, details bytea NO
 CREATE TABLE queue (id uuid PRIMARY KEY, digest bytea NOT NULL);";
 
 const SCRIPT: &str = "\
-SELECT gen_random_uuid() AS id \\gset
+SELECT quote_literal(gen_random_uuid()) AS id \\gset
 BEGIN;
-INSERT INTO topics VALUES (:'id', :'id', repeat('t', 300));
-INSERT INTO records VALUES ('topic', :'id', convert_to(repeat('r', 500), 'UTF8'), convert_to(repeat('s', 64), 'UTF8'));
-INSERT INTO entries VALUES (:'id', now(), convert_to(repeat('e', 700), 'UTF8'));
-INSERT INTO details VALUES (:'id', convert_to(repeat('s', 32), 'UTF8'), convert_to(repeat('d', 200), 'UTF8'));
-INSERT INTO queue VALUES (:'id', convert_to(repeat('q', 32), 'UTF8'));
+INSERT INTO topics VALUES (:id, :id, repeat('t', 300));
+INSERT INTO records VALUES ('topic', :id, convert_to(repeat('r', 500), 'UTF8'), convert_to(repeat('s', 64), 'UTF8'));
+INSERT INTO entries VALUES (:id, now(), convert_to(repeat('e', 700), 'UTF8'));
+INSERT INTO details VALUES (:id, convert_to(repeat('s', 32), 'UTF8'), convert_to(repeat('d', 200), 'UTF8'));
+INSERT INTO queue VALUES (:id, convert_to(repeat('q', 32), 'UTF8'));
 COMMIT;
 ";
 
