@@ -163,11 +163,8 @@ static OTHER_ADMINS: Statement = Statement::new(
 
 // Who opens a session or is given a certificate: whoever suspends the user or removes the key at the same time waits,
 // and then sees what was opened.
-static LOCK_ACTIVE: Statement = Statement::new(
-    Class::Select,
-    "users",
-    "SELECT id FROM bib.users WHERE id = $1 AND state = 'active' FOR SHARE",
-);
+static LOCK_ACTIVE: Statement =
+    Statement::new(Class::Select, "users", "SELECT id FROM bib.users WHERE id = $1 AND state = 'active' FOR SHARE");
 
 static LOCK_KEY: Statement = Statement::new(
     Class::Select,

@@ -1,6 +1,6 @@
 //! Publishing a folder: walk, read once, send what is missing, describe, sign, commit.
 //!
-//! [`walk`] makes a [`tree`]; [`stat_cache`] knows the files that did not change; [`ingest`] and [`cut`] read the
+//! [`mod@walk`] makes a [`tree`]; [`stat_cache`] knows the files that did not change; [`ingest`] and [`cut`] read the
 //! others; [`send`] and [`pages`] bring chunks and pages to the node; [`describe`] makes content and layout; [`sign`]
 //! makes the statement. Memory is bounded by the number of files (about 150 bytes each) and the buffers (about
 //! 100 MiB), never by the size of the data.
