@@ -1,13 +1,16 @@
 //! Datasets, their versions, files and tags. Publishing, downloading and verifying as a whole are [`crate::Publish`],
 //! [`crate::Download`] and [`crate::Verify`].
 
+use bib_core::Hash;
+use bib_core::name::VersionSelector;
+use bib_core::text::scrub;
 use bib_proto::v1 as pb;
 use futures::stream::BoxStream;
 use pb::dataset_service_client::DatasetServiceClient;
 
 use super::{call, rows, stream};
 use crate::client::{Answers, Client};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Datasets, versions, files and tags. References are `topic/name[@VERSION]`.
 #[derive(Debug, Clone)]
@@ -47,9 +50,19 @@ impl Datasets {
         call!(self, No, DatasetServiceClient, delete_dataset, pb::DeleteDatasetRequest { dataset: dataset.to_owned() })
     }
 
-    /// One version; the latest when the reference names none.
+    /// One version; the latest when the reference names none. One that was named by digits of its hash is that one, or
+    /// an error: whoever wrote a hash down trusts it more than the node.
     pub async fn version(&self, reference: &str) -> Result<pb::Version> {
-        call!(self, Yes, DatasetServiceClient, get_version, pb::GetVersionRequest { reference: reference.to_owned() })
+        let message = pb::GetVersionRequest { reference: reference.to_owned() };
+        let version: pb::Version = call!(self, Yes, DatasetServiceClient, get_version, message)?;
+        match digits_in(reference) {
+            Some(digits) if !version.version.starts_with(&digits) => Err(Error::damaged(format!(
+                "the node answers with version {}, which is not `{}`",
+                scrub(&version.version),
+                scrub(reference)
+            ))),
+            _ => Ok(version),
+        }
     }
 
     /// The versions of a dataset, newest first.
@@ -111,5 +124,31 @@ impl Datasets {
     pub async fn prove(&self, reference: &str) -> Result<Answers<pb::ProveVersionResponse>> {
         let message = pb::ProveVersionRequest { reference: reference.to_owned() };
         stream!(self, DatasetServiceClient, prove_version, message)
+    }
+}
+
+/// The digits of the version's hash that a reference names it by.
+fn digits_in(reference: &str) -> Option<String> {
+    if let Ok(hash) = reference.parse::<Hash>() {
+        return Some(hash.to_string());
+    }
+    let (_, selector) = reference.rsplit_once('@')?;
+    match VersionSelector::new(selector) {
+        Ok(VersionSelector::Prefix(prefix)) => Some(prefix.to_string()),
+        Ok(VersionSelector::Latest | VersionSelector::Tag(_)) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_digits_pin_a_version() {
+        let hash = Hash::of(b"x").to_string();
+        assert_eq!(digits_in(&hash), Some(hash.clone()));
+        assert_eq!(digits_in("a/b@0123abcd"), Some("0123abcd".to_owned()));
+        assert_eq!(digits_in(&format!("a/b@{hash}")), Some(hash));
+        assert_eq!([digits_in("a/b"), digits_in("a/b@latest"), digits_in("a/b@v1")], [None, None, None]);
     }
 }

@@ -202,3 +202,24 @@ async fn a_version_whose_signature_is_wrong_is_not_downloaded() {
     node.store.lock().unwrap().versions.last_mut().unwrap().statement = "{}".into();
     assert_eq!(download(&node, home.path(), &version).await.unwrap_err().kind(), ErrorKind::Integrity);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_than_the_one_whose_hash_was_asked_for_is_refused() {
+    let node = Node::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let (wanted, other) = {
+        let mut store = node.store.lock().unwrap();
+        let (right, wrong) = (file(&mut store, b"right"), file(&mut store, b"wrong"));
+        let wanted = plant_pages(&mut store, &[(&line("a", b"right"), vec![right])]);
+        let other = plant_pages(&mut store, &[(&line("a", b"wrong"), vec![wrong])]);
+        store.answer_with = Some(other.clone());
+        (wanted, other)
+    };
+    for reference in [wanted.clone(), format!("t/d@{}", &wanted[..12])] {
+        let error = download(&node, home.path(), &reference).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Integrity, "{error:?}");
+    }
+    assert!(!home.path().join("target").exists());
+    // It is whole and in order, only not what was asked for.
+    download(&node, home.path(), &other).await.unwrap();
+}
