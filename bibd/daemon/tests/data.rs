@@ -130,7 +130,7 @@ async fn an_interrupted_upload_sends_the_rest_and_what_went_away_is_asked_for_ag
     // After a day a session that was left alone is over, and so is what only it held.
     let left = lab.begin(&ada, "t/d").await.unwrap();
     lab.send_chunks(&ada, left.upload.id, describe(&folder(&[("y", b"only here")])).chunks).await.unwrap();
-    lab.advance(Duration::from_secs(25 * 60 * 60)).await;
+    lab.advance(Duration::from_secs(25 * 60 * 60));
     let error = lab.data.uploads.missing_chunks(&ada.call, left.upload.id, &[]).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::UPLOAD_EXPIRED);
     let admin = lab.person("root", NodeRole::Admin).await;

@@ -98,7 +98,7 @@ impl Model {
             // Collect, at once or after the trash has grown old.
             6 | 7 => {
                 if random.gen_bool(0.2) {
-                    lab.advance(Duration::from_secs(25 * 60 * 60)).await;
+                    lab.advance(Duration::from_secs(25 * 60 * 60));
                     self.open.clear();
                 }
                 lab.data.collector.collect(&admin.call, false).await.unwrap();

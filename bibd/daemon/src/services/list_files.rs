@@ -72,12 +72,14 @@ impl Walk {
                 (indexes[at + 1..].to_vec(), object.pages)
             }
         };
+        let mut pages = pages;
         let at = if pages.is_empty() {
             0
         } else {
             last_at_or_before(session, &pages, start, PageKind::ContentPage).await?
         };
-        Ok(Self { indexes: indexes.into_iter(), pages: pages[at..].to_vec().into_iter() })
+        pages.drain(..at);
+        Ok(Self { indexes: indexes.into_iter(), pages: pages.into_iter() })
     }
 
     async fn next(&mut self, session: &mut Read) -> Result<Option<Page>, ServiceError> {
