@@ -115,9 +115,12 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('bib.audit_make'));
     FOREACH kind IN ARRAY ARRAY['entry', 'detail'] LOOP
         IF to_regclass(format('bib.audit_%s_%s', kind, suffix)) IS NULL THEN
-            EXECUTE format('CREATE TABLE bib.audit_%s_%s PARTITION OF bib.audit_%s FOR VALUES FROM (%L) TO (%L)',
-                kind, suffix, kind, low, high);
+            -- Made and guarded by itself, then attached: that lock lets inserts go on, where PARTITION OF would stop
+            -- them, and could deadlock with an act that holds one of the two tables and waits for the other.
+            EXECUTE format('CREATE TABLE bib.audit_%s_%s (LIKE bib.audit_%s INCLUDING ALL)', kind, suffix, kind);
             PERFORM audit_guard(format('bib.audit_%s_%s', kind, suffix)::regclass, kind);
+            EXECUTE format('ALTER TABLE bib.audit_%s ATTACH PARTITION bib.audit_%s_%s FOR VALUES FROM (%L) TO (%L)',
+                kind, kind, suffix, low, high);
             made := true;
         END IF;
     END LOOP;
@@ -138,9 +141,10 @@ BEGIN
     IF to_regclass(target) IS NOT NULL THEN
         RETURN false;
     END IF;
-    EXECUTE format('CREATE TABLE %s PARTITION OF bib.audit_seal FOR VALUES FROM (%s, %s) TO (%s, %s)',
-        target, for_epoch, block * 10000000 + 1, for_epoch, (block + 1) * 10000000 + 1);
+    EXECUTE format('CREATE TABLE %s (LIKE bib.audit_seal INCLUDING ALL)', target);
     PERFORM audit_guard(target::regclass, 'seal');
+    EXECUTE format('ALTER TABLE bib.audit_seal ATTACH PARTITION %s FOR VALUES FROM (%s, %s) TO (%s, %s)',
+        target, for_epoch, block * 10000000 + 1, for_epoch, (block + 1) * 10000000 + 1);
     RETURN true;
 END $$;
 
