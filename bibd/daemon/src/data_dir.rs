@@ -94,9 +94,11 @@ impl DataDirError {
             Self::Epoch { .. } => "restore identity/epoch from the same backup as the key: a wrong number could make \
                                    this node contradict itself"
                 .to_owned(),
-            Self::AuthorityLost { .. } => "restore both from the same backup; BIB never makes a new CA over an old one, \
+            Self::AuthorityLost { .. } => {
+                "restore both from the same backup; BIB never makes a new CA over an old one, \
                                            because every client has pinned it"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::Key(error) => error.hint().unwrap_or("see `bibd doctor`").to_owned(),
             Self::File(error) => error.hint().unwrap_or("see `bibd doctor`").to_owned(),
             Self::Io { .. } => "`bibd doctor` checks permissions and space".to_owned(),

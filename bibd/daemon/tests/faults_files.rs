@@ -1,6 +1,11 @@
 //! Damaged, foreign and lost files; a schema of another release (security.md, B-STO 18 and 24). Whatever is wrong, the
 //! daemon says so in one sentence, names the file, and changes nothing on the disk.
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests say what they skip and spawn tasks"
+)]
 
 mod faults;
 

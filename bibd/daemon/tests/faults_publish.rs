@@ -3,7 +3,12 @@
 //! `strace` kills the daemon at its own system calls: before the fsync of a chunk's file, before its rename, before the
 //! fsync of its directory, before COMMIT and the acknowledgement are sent. So the binary under test is the one that is
 //! shipped, without a switch for tests.
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests say what they skip and spawn tasks"
+)]
 
 mod faults;
 

@@ -1,6 +1,11 @@
 //! The server certificate is renewed 30 days before its end without a restart (security.md, B-NET 43 and 46), by a clock
 //! that moves when told.
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests say what they skip and spawn tasks"
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
