@@ -37,7 +37,6 @@ pub async fn serve(
     let window = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX >> 1);
     let incoming = ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>);
     Server::builder()
-        .timeout(config.request_timeout.0)
         .http2_keepalive_interval(Some(config.keepalive_interval.0))
         .http2_keepalive_timeout(Some(config.keepalive_timeout.0))
         .http2_adaptive_window(Some(false))
@@ -48,7 +47,7 @@ pub async fn serve(
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
-        .layer(layers(parts))
+        .layer(layers(parts, config.request_timeout.0))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;

@@ -5,6 +5,7 @@
 //! the trash; after 24 hours the trash is emptied. Whatever is killed in between is taken up by the next round. An
 //! upload of a doomed or trashed chunk revives it. Memory: one slice.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use bibd_catalog::{Tx, leases};
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::activity::Activity;
 use super::base::{Base, allow_node};
@@ -50,6 +52,8 @@ pub struct CollectorUseCases {
     activity: Activity,
     /// One collection at a time: two would only wait for each other.
     running: Arc<Mutex<()>>,
+    /// Collections that somebody asked for. They go on when the caller goes away: a file that was moved wants its commit.
+    asked: TaskTracker,
 }
 
 /// What a collection found or did.
@@ -86,7 +90,7 @@ impl CollectorUseCases {
     /// Over the node.
     #[must_use]
     pub fn new(base: Base, activity: Activity) -> Self {
-        Self { base, activity, running: Arc::default() }
+        Self { base, activity, running: Arc::default(), asked: TaskTracker::new() }
     }
 
     /// The background task.
@@ -100,6 +104,8 @@ impl CollectorUseCases {
             // Not cancelled half-way: a step is short, and a file that was moved wants its commit.
             self.collect_now(&call).await?;
         }
+        self.asked.close();
+        self.asked.wait().await;
         Ok(())
     }
 
@@ -109,7 +115,18 @@ impl CollectorUseCases {
     /// When the caller may not, or the database or the store fails.
     pub async fn collect(&self, call: &Call, dry_run: bool) -> Result<Collected, ServiceError> {
         allow_node(call, Verb::Maintain)?;
-        if dry_run { self.dry_run(call).await } else { self.collect_now(call).await }
+        let (collector, call) = (self.clone(), call.clone());
+        let work =
+            async move { if dry_run { collector.dry_run(&call).await } else { collector.collect_now(&call).await } };
+        self.to_the_end(work).await
+    }
+
+    /// Runs what must not be cancelled half-way when the caller goes away.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        self.asked.spawn(work).await.map_err(ServiceError::internal)?
     }
 
     async fn collect_now(&self, call: &Call) -> Result<Collected, ServiceError> {
@@ -280,6 +297,11 @@ impl CollectorUseCases {
     /// # Errors
     /// When the database or the store fails; then the next collection takes what is left, through the trash.
     pub async fn purge(&self, call: &Call, named: Vec<Hash>) -> Result<(), ServiceError> {
+        let (collector, call) = (self.clone(), call.clone());
+        self.to_the_end(async move { collector.purge_now(&call, named).await }).await
+    }
+
+    async fn purge_now(&self, call: &Call, named: Vec<Hash>) -> Result<(), ServiceError> {
         let _running = self.running.lock().await;
         let mut collected = Collected::default();
         self.collect_pages(call, &mut collected).await?;

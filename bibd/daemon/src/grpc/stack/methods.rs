@@ -65,6 +65,23 @@ pub fn takes_space(path: &str) -> bool {
     TAKES_SPACE.contains(&path)
 }
 
+/// Calls whose work grows with what they are about, so that no fixed time fits all: what a client streams in (a client
+/// that stalls is cut by keepalive), and what checks or collects. Every other call is cut at `grpc.request_timeout`.
+const UNTIMED: &[&str] = &[
+    "/bib.v1.DatasetService/PutChunks",
+    "/bib.v1.DatasetService/PutInPlace",
+    "/bib.v1.DatasetService/PutPages",
+    "/bib.v1.DatasetService/CommitVersion",
+    "/bib.v1.DatasetService/WithdrawVersion",
+    "/bib.v1.AdminService/CollectGarbage",
+];
+
+/// May a call of this path take as long as it needs?
+#[must_use]
+pub fn is_untimed(path: &str) -> bool {
+    UNTIMED.contains(&path)
+}
+
 /// The method of this path.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Method> {

@@ -1,10 +1,12 @@
 //! The interceptors, outermost first: arrival (request id, span, metrics), panic recovery, rate limit, authentication
-//! with the note of what was refused, and the refusal of what writes when the disk has no room. [`layers`] is the one place where they are put together.
+//! with the note of what was refused, the refusal of what writes when the disk has no room, and the deadline.
+//! [`layers`] is the one place where they are put together.
 //!
 //! Arrival is one layer and not three, because a call has one end, and its log line and its metrics are about that.
 
 pub mod arrival;
 pub mod auth;
+pub mod deadline;
 pub mod methods;
 pub mod rate;
 pub mod recovery;
@@ -12,6 +14,7 @@ pub mod space;
 mod watched;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
@@ -26,6 +29,7 @@ pub use rate::RateLimiter;
 
 use arrival::ArrivalLayer;
 use auth::AuthLayer;
+use deadline::DeadlineLayer;
 use rate::RateLayer;
 use recovery::RecoveryLayer;
 use space::SpaceLayer;
@@ -50,12 +54,14 @@ pub struct StackParts {
 }
 
 /// The stack as a type.
-pub type Layers =
-    Stack<SpaceLayer, Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<ArrivalLayer, Identity>>>>>;
+pub type Layers = Stack<
+    DeadlineLayer,
+    Stack<SpaceLayer, Stack<AuthLayer, Stack<RateLayer, Stack<RecoveryLayer, Stack<ArrivalLayer, Identity>>>>>,
+>;
 
-/// The stack, outermost first.
+/// The stack, outermost first. A call may take `limit` until its answer begins.
 #[must_use]
-pub fn layers(parts: StackParts) -> Layers {
+pub fn layers(parts: StackParts, limit: Duration) -> Layers {
     let StackParts { ids, metrics, limiter, authenticator, refusals, space, draining } = parts;
     let clock = Arc::clone(ids.clock());
     ServiceBuilder::new()
@@ -64,5 +70,6 @@ pub fn layers(parts: StackParts) -> Layers {
         .layer(RateLayer::new(limiter, clock, metrics))
         .layer(AuthLayer::new(authenticator, refusals))
         .layer(SpaceLayer::new(space))
+        .layer(DeadlineLayer::new(limit))
         .into_inner()
 }
