@@ -213,7 +213,9 @@ pub(crate) async fn open_database(config: &Config, database: &Database, clock: &
         );
     }
     let pool = |group: GroupRole, size: u32| -> Result<PgPool, StartError> {
-        let options = database.connect_options(group)?;
+        // Statements are few, prepared once for each connection, and all served by indexes: planning one of them anew
+        // for its values costs more than running it.
+        let options = database.connect_options(group)?.options([("plan_cache_mode", "force_generic_plan")]);
         let builder = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -1,9 +1,9 @@
 //! Publishing, downloading, verifying, proving and collecting, in process, on a real PostgreSQL and a real store.
 #![allow(clippy::unwrap_used)]
 
-mod support;
 #[path = "support/publish.rs"]
 mod publish;
+mod support;
 
 use std::time::Duration;
 
@@ -35,7 +35,10 @@ async fn a_folder_is_published_changed_and_comes_back_bit_for_bit() {
     let version = first.version().clone();
     assert_eq!((version.n, version.files, version.state), (1, 6, VersionState::Pending));
     assert_eq!(lab.download(&ada, "climate/hourly").await.unwrap(), files);
-    assert_eq!(lab.download(&ada, &format!("climate/hourly@{}", &version.hash.to_string()[..12])).await.unwrap(), files);
+    assert_eq!(
+        lab.download(&ada, &format!("climate/hourly@{}", &version.hash.to_string()[..12])).await.unwrap(),
+        files
+    );
 
     // Nothing changed: no version, nothing sent but the roots.
     let again = lab.publish(&ada, "climate/hourly", &files).await.unwrap();
@@ -115,7 +118,11 @@ async fn an_interrupted_upload_sends_the_rest_and_what_went_away_is_asked_for_ag
     assert_eq!(sent, described.chunks.len() - 10);
 
     // A chunk that a collection took although the session holds it, as a restore of the database could show.
-    sqlx::query("UPDATE bib.chunks SET state = 2 WHERE hash = $1").bind(&gone.as_bytes()[..]).execute(&lab.sql).await.unwrap();
+    sqlx::query("UPDATE bib.chunks SET state = 2 WHERE hash = $1")
+        .bind(&gone.as_bytes()[..])
+        .execute(&lab.sql)
+        .await
+        .unwrap();
     let statement = lab.statement(&ada, &begun, &described, Vec::new());
     let wanted = lab.signed(&ada, session, &statement, described.layout_root.hash);
     match lab.data.commits.commit(&ada.call, wanted.clone()).await.unwrap() {
@@ -124,7 +131,10 @@ async fn an_interrupted_upload_sends_the_rest_and_what_went_away_is_asked_for_ag
     }
     assert_eq!(lab.number("SELECT count(*) FROM bib.versions").await, 0);
     lab.send_chunks(&ada, session, [(gone, described.chunks[&gone].clone())]).await.unwrap();
-    assert!(matches!(lab.data.commits.commit(&ada.call, wanted).await.unwrap(), Committed::Version { created: true, .. }));
+    assert!(matches!(
+        lab.data.commits.commit(&ada.call, wanted).await.unwrap(),
+        Committed::Version { created: true, .. }
+    ));
     assert_eq!(lab.download(&ada, "t/d").await.unwrap(), files);
 
     // After a day a session that was left alone is over, and so is what only it held.
@@ -136,10 +146,16 @@ async fn an_interrupted_upload_sends_the_rest_and_what_went_away_is_asked_for_ag
     let admin = lab.person("root", NodeRole::Admin).await;
     let dry = lab.data.collector.collect(&admin.call, true).await.unwrap();
     assert_eq!((dry.sessions, dry.chunks, dry.garbage[0].chunk), (1, 1, Hash::of(b"only here")));
-    assert_eq!(lab.number("SELECT count(*) FROM bib.chunks WHERE state = 0").await, i64::try_from(described.chunks.len()).unwrap() + 1);
+    assert_eq!(
+        lab.number("SELECT count(*) FROM bib.chunks WHERE state = 0").await,
+        i64::try_from(described.chunks.len()).unwrap() + 1
+    );
     assert_eq!(lab.data.collector.collect(&admin.call, false).await.unwrap().chunks, 1);
     assert_eq!(lab.number("SELECT count(*) FROM bib.chunks WHERE state = 2").await, 1);
-    assert_eq!(lab.number("SELECT coalesce(sum(used_bytes), 0)::bigint FROM bib.quotas WHERE kind = 'staging'").await, 0);
+    assert_eq!(
+        lab.number("SELECT coalesce(sum(used_bytes), 0)::bigint FROM bib.quotas WHERE kind = 'staging'").await,
+        0
+    );
     assert_eq!(lab.download(&ada, "t/d").await.unwrap(), files);
     lab.stop().await;
 }

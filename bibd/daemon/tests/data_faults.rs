@@ -57,7 +57,8 @@ async fn who_knows_a_private_chunks_hash_can_neither_confirm_nor_fetch_it() {
     }
     // Nor does a commit read a page that she did not send.
     let other = lab.begin(&eve, "eve/d").await.unwrap();
-    let error = lab.data.commits.commit(&eve.call, lab.signed(&eve, other.upload.id, &statement, described.layout_root.hash));
+    let error =
+        lab.data.commits.commit(&eve.call, lab.signed(&eve, other.upload.id, &statement, described.layout_root.hash));
     assert_eq!(error.await.unwrap_err().code(), ErrorCode::INVALID);
 
     // The version is not there for her, by name or hash; nor are its pages and chunks by way of a version of hers.
@@ -170,7 +171,10 @@ async fn hostile_pages_layouts_chunks_and_statements_are_refused() {
 
     // And the good one passes still.
     let wanted = lab.signed(&ada, session, &own, good.layout_root.hash);
-    assert!(matches!(lab.data.commits.commit(&ada.call, wanted).await.unwrap(), Committed::Version { created: true, .. }));
+    assert!(matches!(
+        lab.data.commits.commit(&ada.call, wanted).await.unwrap(),
+        Committed::Version { created: true, .. }
+    ));
     lab.stop().await;
 }
 
@@ -278,8 +282,18 @@ async fn a_proof_has_every_file_and_in_place_files_are_guarded() {
     }
     let page = format!("content/{}", describe(&files).pages[0].1.hash);
     let expected = [
-        "README.txt", "allowed_signers", "audit.json", &page, "content/root.json", "node.pub", "person.record.json",
-        "person.record.sig", "statement.json", "statement.sig", "version.record.json", "version.record.sig",
+        "README.txt",
+        "allowed_signers",
+        "audit.json",
+        &page,
+        "content/root.json",
+        "node.pub",
+        "person.record.json",
+        "person.record.sig",
+        "statement.json",
+        "statement.sig",
+        "version.record.json",
+        "version.record.sig",
     ];
     let names: Vec<&str> = bundle.keys().map(String::as_str).collect();
     assert_eq!(names, expected);
@@ -319,7 +333,10 @@ async fn a_proof_has_every_file_and_in_place_files_are_guarded() {
     lab.send_pages(&ada, session, &described.pages).await.unwrap();
     let statement = lab.statement(&ada, &begun, &described, Vec::new());
     let wanted = lab.signed(&ada, session, &statement, described.layout_root.hash);
-    assert!(matches!(lab.data.commits.commit(&ada.call, wanted).await.unwrap(), Committed::Version { created: true, .. }));
+    assert!(matches!(
+        lab.data.commits.commit(&ada.call, wanted).await.unwrap(),
+        Committed::Version { created: true, .. }
+    ));
     assert_eq!(lab.download(&ada, "t/placed").await.unwrap()["table.csv"], bytes);
 
     // An edit of the same length, with the time set back.

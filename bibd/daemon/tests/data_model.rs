@@ -75,7 +75,9 @@ impl Model {
             }
             // Withdraw.
             4 => {
-                let Some(reference) = self.kept.keys().nth(random.gen_range(0..self.kept.len().max(1))).cloned() else { return };
+                let Some(reference) = self.kept.keys().nth(random.gen_range(0..self.kept.len().max(1))).cloned() else {
+                    return;
+                };
                 let verb = bib_core::access::Verb::DatasetWithdraw;
                 let mut session = lab.base.db.read().await.unwrap();
                 let found = bibd::services::reference::version(&lab.base, &ada.call, &mut session, &reference, verb);

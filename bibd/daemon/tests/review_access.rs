@@ -2,9 +2,9 @@
 //! however narrow their token is.
 #![allow(clippy::unwrap_used)]
 
-mod support;
 #[path = "support/publish.rs"]
 mod publish;
+mod support;
 
 use bib_core::access::{GrantLevel, NodeRole, Verb};
 use bib_core::{DatasetId, Hash};
@@ -145,7 +145,10 @@ async fn an_idempotency_key_is_for_one_dataset() {
     let ada = lab.person("ada", NodeRole::Writer).await;
     let mut first = staged(&lab, &ada, "t/one", b"same").await;
     first.idempotency_key = "key".to_owned();
-    assert!(matches!(lab.data.commits.commit(&ada.call, first).await.unwrap(), Committed::Version { created: true, .. }));
+    assert!(matches!(
+        lab.data.commits.commit(&ada.call, first).await.unwrap(),
+        Committed::Version { created: true, .. }
+    ));
     let mut second = staged(&lab, &ada, "t/two", b"same").await;
     second.idempotency_key = "key".to_owned();
     let error = lab.data.commits.commit(&ada.call, second).await.unwrap_err();

@@ -1,9 +1,9 @@
 //! Chunks that others could take away: places of other people's files, damage that is none, orphans that are none.
 #![allow(clippy::unwrap_used)]
 
-mod support;
 #[path = "support/publish.rs"]
 mod publish;
+mod support;
 
 use std::time::Duration;
 

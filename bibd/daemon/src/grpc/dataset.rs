@@ -196,10 +196,7 @@ impl DatasetService for DatasetHandler {
         Ok(Response::new(pb::AbortUploadResponse {}))
     }
 
-    async fn get_pages(
-        &self,
-        request: Request<pb::GetPagesRequest>,
-    ) -> Result<Response<Self::GetPagesStream>, Status> {
+    async fn get_pages(&self, request: Request<pb::GetPagesRequest>) -> Result<Response<Self::GetPagesStream>, Status> {
         let call = call_of(&request)?;
         let wanted = request.into_inner();
         let pages = self.data.downloads.pages(&call, &wanted.reference, hashes("pages", &wanted.pages)?).await?;

@@ -92,7 +92,9 @@ impl Open {
             Encoding::Zstd => encoded > 0 && encoded < raw,
         };
         if !fits {
-            return Err(wrong(format!("{encoded} encoded bytes for {raw}: bare bytes are as many, zstd ones are fewer")));
+            return Err(wrong(format!(
+                "{encoded} encoded bytes for {raw}: bare bytes are as many, zstd ones are fewer"
+            )));
         }
         Ok(Self {
             chunk: piece.chunk,

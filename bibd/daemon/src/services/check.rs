@@ -9,10 +9,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use bib_core::Hash;
 use bib_core::content::{ContentRoot, IndexObject, Page, TreeChecker};
 use bib_core::layout::{LayoutPage, LayoutWalk};
+use bibd_catalog::Session;
 use bibd_catalog::leases::Upload;
 use bibd_catalog::pages::{self, PageKind};
 use bibd_catalog::versions::Version;
-use bibd_catalog::Session;
 
 use super::error::ServiceError;
 use super::page_list::{self, ContentPages, LayoutPages, ordered};
@@ -112,10 +112,12 @@ async fn sent_or_held(
     let wanted: Vec<Hash> =
         wanted.iter().filter(|page| !parent.is_some_and(|parent| parent.members.contains(*page))).copied().collect();
     for slice in wanted.chunks(SLICE) {
-        let known: HashSet<Hash> =
-            pages::known(session, upload.id, upload.dataset, slice).await?.into_iter().collect();
+        let known: HashSet<Hash> = pages::known(session, upload.id, upload.dataset, slice).await?.into_iter().collect();
         if let Some(absent) = slice.iter().find(|page| !known.contains(*page)) {
-            return Err(ServiceError::invalid("content_root", format!("the page {absent} was not sent in this session")));
+            return Err(ServiceError::invalid(
+                "content_root",
+                format!("the page {absent} was not sent in this session"),
+            ));
         }
     }
     Ok(())
@@ -229,7 +231,8 @@ async fn outline(session: &mut impl Session, content: &ContentPages) -> Result<O
     for hash in &content.pages {
         // Twice the same page would be paths twice.
         let summary = facts.remove(hash);
-        let summary = summary.ok_or_else(|| ServiceError::invalid("content_root", format!("{hash} is not a page, or stands twice")))?;
+        let summary = summary
+            .ok_or_else(|| ServiceError::invalid("content_root", format!("{hash} is not a page, or stands twice")))?;
         pages.push((*hash, summary));
     }
     let index_lengths = if content.indexes.is_empty() { Vec::new() } else { content.lengths.clone() };

@@ -121,7 +121,11 @@ impl CommitUseCases {
         if let Some(parent) = &parent {
             // The same bytes again, without an idempotency key.
             if parent.hash == signed.version {
-                return Ok(Committed::Version { seen: Box::new(seen), version: Box::new(parent.clone()), created: false });
+                return Ok(Committed::Version {
+                    seen: Box::new(seen),
+                    version: Box::new(parent.clone()),
+                    created: false,
+                });
             }
         }
         check_parents(&signed.statement, seen.dataset.latest)?;
@@ -177,7 +181,12 @@ impl CommitUseCases {
             version: version.hash,
             n: version.n,
             title: signed.statement.metadata.title.clone().unwrap_or_else(|| seen.dataset.title.clone()),
-            description: signed.statement.metadata.description.clone().unwrap_or_else(|| seen.dataset.description.clone()),
+            description: signed
+                .statement
+                .metadata
+                .description
+                .clone()
+                .unwrap_or_else(|| seen.dataset.description.clone()),
             license: version.license.clone(),
             metadata: signed.statement.metadata.to_value().map_err(ServiceError::internal)?,
             files: checked.files,
@@ -304,7 +313,8 @@ impl CommitUseCases {
         let (true, Some(version)) = (method == METHOD && content == Some(wanted.content_root), version) else {
             return Err(ServiceError::invalid("idempotency_key", "was used for another request"));
         };
-        let gone = || ServiceError::conflict(ErrorCode::CONFLICT, "the version of the first answer is gone", "publish again");
+        let gone =
+            || ServiceError::conflict(ErrorCode::CONFLICT, "the version of the first answer is gone", "publish again");
         let version = versions::find(session, &version).await?.ok_or_else(gone)?;
         // The same bytes for another dataset are another request.
         if !Statement::parse(&wanted.statement).is_ok_and(|statement| statement.dataset == version.dataset) {
@@ -364,7 +374,10 @@ async fn lock_chunks(
                 continue;
             }
             if checked.chunks.get(&hash).is_some_and(|reach| *reach > length) {
-                return Err(ServiceError::invalid("layout_root", format!("an extent reaches past the end of chunk {hash}")));
+                return Err(ServiceError::invalid(
+                    "layout_root",
+                    format!("an extent reaches past the end of chunk {hash}"),
+                ));
             }
             whole.insert(hash);
         }

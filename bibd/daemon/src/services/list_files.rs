@@ -73,11 +73,8 @@ impl Walk {
             }
         };
         let mut pages = pages;
-        let at = if pages.is_empty() {
-            0
-        } else {
-            last_at_or_before(session, &pages, start, PageKind::ContentPage).await?
-        };
+        let at =
+            if pages.is_empty() { 0 } else { last_at_or_before(session, &pages, start, PageKind::ContentPage).await? };
         pages.drain(..at);
         Ok(Self { indexes: indexes.into_iter(), pages: pages.into_iter() })
     }
@@ -125,7 +122,9 @@ async fn first_path(session: &mut Read, hash: &Hash, kind: PageKind) -> Result<S
         _ => *hash,
     };
     let summary = pages::summaries(session, &[page]).await?.into_iter().next();
-    summary.map(|(_, summary)| summary.first_path).ok_or_else(|| ServiceError::internal(format!("no summary of {page}")))
+    summary
+        .map(|(_, summary)| summary.first_path)
+        .ok_or_else(|| ServiceError::internal(format!("no summary of {page}")))
 }
 
 async fn body_of(session: &mut Read, hash: &Hash, kind: PageKind) -> Result<Vec<u8>, ServiceError> {

@@ -96,7 +96,8 @@ impl ProveUseCases {
         // First, as it may take a moment: nothing is sent of a bundle that cannot be completed.
         let proof = self.audit_proof(&version).await?;
 
-        let allowed = format!("author namespaces=\"{}\" {}\n", bib_core::signature::VERSION_NAMESPACE, person.public_key);
+        let allowed =
+            format!("author namespaces=\"{}\" {}\n", bib_core::signature::VERSION_NAMESPACE, person.public_key);
         let node = bib_identity::node_key::public_openssh(&own.key).map_err(ServiceError::internal)?;
         let mut bundle = Bundle { out, open: true };
         bundle.file("README.txt", readme(&seen.dataset.name, &version).into()).await;

@@ -170,7 +170,11 @@ impl ScrubUseCases {
                 word("missing", hash, "its file is missing")
             }
             Finding::Corrupt { hash, quarantined } => {
-                let why = if quarantined { "its bytes have another hash; the file is in quarantine" } else { "its bytes have another hash" };
+                let why = if quarantined {
+                    "its bytes have another hash; the file is in quarantine"
+                } else {
+                    "its bytes have another hash"
+                };
                 self.reader.note_damage(&hash, why).await?;
                 word("corrupt", hash, why)
             }

@@ -17,9 +17,10 @@ pub(super) fn not_stored(error: StoreError) -> ServiceError {
             tracing::warn!(error = &error as &dyn std::error::Error, "the chunk store is full");
             ServiceError::unavailable(ErrorCode::DISK_FULL, "the node's chunk store has no space left")
         }
-        StoreError::ReadOnly { .. } => {
-            ServiceError::unavailable(ErrorCode::STORE_UNAVAILABLE, "the node's chunk store takes no writes: its disk failed")
-        }
+        StoreError::ReadOnly { .. } => ServiceError::unavailable(
+            ErrorCode::STORE_UNAVAILABLE,
+            "the node's chunk store takes no writes: its disk failed",
+        ),
         StoreError::Stopping => ServiceError::unavailable(ErrorCode::SHUTTING_DOWN, "the node is stopping"),
         StoreError::Io { .. } => ServiceError::internal(error),
     }

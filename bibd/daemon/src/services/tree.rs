@@ -129,12 +129,10 @@ impl Outline {
     pub(super) fn answer(&self, question: &Question, page: &Page) -> Result<(), String> {
         let path = |entry: &Entry| entry.path().as_str().to_owned();
         match question {
-            Question::Holds(_, dir) => {
-                match page.entries.binary_search_by(|entry| entry.path().as_str().cmp(dir)) {
-                    Ok(_) => Err(format!("`{}` is an entry and also a directory", clip(dir))),
-                    Err(_) => Ok(()),
-                }
-            }
+            Question::Holds(_, dir) => match page.entries.binary_search_by(|entry| entry.path().as_str().cmp(dir)) {
+                Ok(_) => Err(format!("`{}` is an entry and also a directory", clip(dir))),
+                Err(_) => Ok(()),
+            },
             Question::HoldsBelow(_, below) => {
                 let at = page.entries.partition_point(|entry| entry.path().as_str() < below.as_str());
                 match page.entries.get(at).map(path).filter(|path| path.starts_with(below)) {
@@ -186,8 +184,12 @@ mod tests {
         let (mut pages, mut body, mut entries) = (Vec::new(), Vec::new(), 0);
         for path in paths {
             let bytes = path.as_bytes();
-            let entry =
-                Entry::File { path: path.parse().unwrap(), exec: false, sha256: Hash::of(bytes), size: path.len() as u64 };
+            let entry = Entry::File {
+                path: path.parse().unwrap(),
+                exec: false,
+                sha256: Hash::of(bytes),
+                size: path.len() as u64,
+            };
             entry.write_line(&mut body).unwrap();
             entries += 1;
             if ends(path, PAGE_CUT_BITS) || entries == MAX_PAGE_ENTRIES {
@@ -226,7 +228,10 @@ mod tests {
 
     fn by_checker(new: &[Page]) -> Result<(), String> {
         let mut checker = TreeChecker::new(ContentRoot::Pages(new.iter().map(|page| page.hash).collect()));
-        new.iter().try_for_each(|page| checker.page(page)).and_then(|()| checker.finish().map(drop)).map_err(|e| e.to_string())
+        new.iter()
+            .try_for_each(|page| checker.page(page))
+            .and_then(|()| checker.finish().map(drop))
+            .map_err(|e| e.to_string())
     }
 
     fn path(random: &mut StdRng) -> String {

@@ -210,12 +210,7 @@ impl UploadUseCases {
     ///
     /// # Errors
     /// [`ErrorCode::UPLOAD_EXPIRED`] when it does not, or is another's: the two are not told apart.
-    pub async fn live(
-        &self,
-        session: &mut impl Session,
-        call: &Call,
-        id: SessionId,
-    ) -> Result<Upload, ServiceError> {
+    pub async fn live(&self, session: &mut impl Session, call: &Call, id: SessionId) -> Result<Upload, ServiceError> {
         let found = leases::find(session, id, call.actor.user, self.base.now()).await?;
         found.ok_or_else(|| {
             ServiceError::conflict(
@@ -248,7 +243,13 @@ impl UploadUseCases {
     }
 
     /// Admits `bytes` to the user's staging quota in the transaction that stores them.
-    pub(super) async fn charge(&self, tx: &mut Tx, call: &Call, bytes: u64, now: Timestamp) -> Result<(), ServiceError> {
+    pub(super) async fn charge(
+        &self,
+        tx: &mut Tx,
+        call: &Call,
+        bytes: u64,
+        now: Timestamp,
+    ) -> Result<(), ServiceError> {
         let subject = call.actor.user.to_string();
         let amount = i64::try_from(bytes).unwrap_or(i64::MAX);
         let limit = self.base.quotas.staging_bytes;

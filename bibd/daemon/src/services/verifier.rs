@@ -194,13 +194,7 @@ impl VerifyUseCases {
     }
 
     /// Writes down how a verification ended.
-    async fn settle(
-        &self,
-        call: &Call,
-        version: &Version,
-        damaged: u64,
-        named: &[String],
-    ) -> Result<(), ServiceError> {
+    async fn settle(&self, call: &Call, version: &Version, damaged: u64, named: &[String]) -> Result<(), ServiceError> {
         let (state, outcome) = if damaged == 0 {
             (VersionState::Verified, Outcome::Ok)
         } else {

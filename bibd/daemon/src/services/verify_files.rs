@@ -199,9 +199,7 @@ impl Open<'_> {
 
     fn finish(self) -> bool {
         match self.entry {
-            Entry::File { sha256, size, .. } => {
-                self.whole && self.bytes == *size && self.hasher.finish() == *sha256
-            }
+            Entry::File { sha256, size, .. } => self.whole && self.bytes == *size && self.hasher.finish() == *sha256,
             Entry::Dir { .. } | Entry::Link { .. } => true,
         }
     }

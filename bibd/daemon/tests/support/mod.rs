@@ -118,7 +118,8 @@ impl Lab {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711)).unwrap();
         }
         let settings = Settings::new(place.path().join("d"), place.path().join("r"));
-        let (secrets, random) = (Arc::new(MemoryStore::default()), Randomness::new(rand::rngs::StdRng::seed_from_u64(2)));
+        let (secrets, random) =
+            (Arc::new(MemoryStore::default()), Randomness::new(rand::rngs::StdRng::seed_from_u64(2)));
         let postgres = Arc::new(ProcessPostgres::new(settings, secrets.clone(), random.clone()));
         postgres.provision().await.unwrap();
         postgres.start().await.unwrap();
@@ -157,8 +158,8 @@ impl Lab {
         let datasets = DatasetUseCases::new(base.clone(), topics.clone());
         let audit = AuditService::new(base.clone(), file);
         let metrics = Metrics::new().unwrap();
-        let data =
-            DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), &metrics.registry).unwrap();
+        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), &metrics.registry)
+            .unwrap();
         Some(Self {
             base,
             data,
@@ -242,7 +243,9 @@ impl Drop for Lab {
         let Ok(text) = std::fs::read_to_string(self.postgres_data.join("postmaster.pid")) else { return };
         let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { return };
         let ours = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.postgres_data);
-        if ours() && let Some(id) = rustix::process::Pid::from_raw(pid) {
+        if ours()
+            && let Some(id) = rustix::process::Pid::from_raw(pid)
+        {
             let _ = rustix::process::kill_process(id, rustix::process::Signal::QUIT);
             let deadline = Instant::now() + Duration::from_secs(10);
             while ours() && Instant::now() < deadline {

@@ -55,12 +55,8 @@ pub fn describe(folder: &Folder) -> Described {
     let mut builder = ContentBuilder::new();
     let mut pages = Vec::new();
     for (path, bytes) in folder {
-        let entry = Entry::File {
-            path: path.parse().unwrap(),
-            exec: false,
-            sha256: Hash::of(bytes),
-            size: bytes.len() as u64,
-        };
+        let entry =
+            Entry::File { path: path.parse().unwrap(), exec: false, sha256: Hash::of(bytes), size: bytes.len() as u64 };
         pages.extend(builder.push(&entry).unwrap());
     }
     let content = builder.finish().unwrap();
@@ -129,8 +125,7 @@ impl Lab {
             for (offset, size) in bib_core::frame::pieces(length) {
                 let data = bytes.slice(offset as usize..(offset + size) as usize);
                 let encoding = Encoding::Raw;
-                let piece =
-                    Piece { chunk: hash, offset, encoding, raw_length: length, encoded_length: length, data };
+                let piece = Piece { chunk: hash, offset, encoding, raw_length: length, encoded_length: length, data };
                 pieces.push(Ok(piece));
             }
         }
@@ -231,8 +226,7 @@ impl Lab {
             let page = bib_core::content::Page::parse(&body).unwrap();
             let names = layout.pages_for(&page.hash).unwrap().to_vec();
             let bodies = if names.is_empty() { Vec::new() } else { self.pages(who, reference, names).await? };
-            let lines: Vec<_> =
-                bodies.iter().map(|body| bib_core::layout::LayoutPage::parse(body).unwrap()).collect();
+            let lines: Vec<_> = bodies.iter().map(|body| bib_core::layout::LayoutPage::parse(body).unwrap()).collect();
             for (entry, extents) in bib_core::layout::join(&page, &lines).unwrap() {
                 let mut bytes = Vec::new();
                 for extent in extents {
