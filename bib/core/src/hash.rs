@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ring::digest::{self, Context, Digest, SHA256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,7 +25,13 @@ impl Hash {
     /// The hash of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        Self::of_digest(digest::digest(&SHA256, bytes))
+    }
+
+    fn of_digest(digest: Digest) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Self(bytes)
     }
 
     /// A hash from its 32 bytes.
@@ -104,8 +110,14 @@ impl<'de> Deserialize<'de> for Hash {
 }
 
 /// Hashes bytes that arrive in pieces.
-#[derive(Clone, Default)]
-pub struct Hasher(Sha256);
+#[derive(Clone)]
+pub struct Hasher(Context);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl Hasher {
     /// A hasher that has seen nothing.
@@ -122,7 +134,7 @@ impl Hasher {
     /// The hash of everything seen.
     #[must_use]
     pub fn finish(self) -> Hash {
-        Hash(self.0.finalize().into())
+        Hash::of_digest(self.0.finish())
     }
 }
 

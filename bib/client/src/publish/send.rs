@@ -24,6 +24,10 @@ use crate::progress::{Phase, Progress};
 
 /// Chunks asked about at once.
 const ASK_CHUNKS: usize = 64;
+/// Their bytes, about: few enough that those that wait for the answer leave buffers to the reader.
+const ASK_BYTES: usize = 16 * 1024 * 1024;
+/// How long the next chunk is waited for before the question is asked.
+const GATHER: Duration = Duration::from_millis(5);
 /// Streams at once: one is read and written by one task at either end.
 const LANES: usize = 2;
 /// Chunks that wait for a lane.
@@ -72,10 +76,13 @@ pub(crate) async fn send_all(
     let mut lanes = Lanes::new(&client, &session_id, &progress);
     let mut sent = Sent::default();
     while let Some(first) = chunks.recv().await {
+        let mut bytes = first.bytes.len();
         let mut batch = vec![first];
         while batch.len() < ASK_CHUNKS
-            && let Ok(next) = chunks.try_recv()
+            && bytes < ASK_BYTES
+            && let Ok(Some(next)) = tokio::time::timeout(GATHER, chunks.recv()).await
         {
+            bytes += next.bytes.len();
             batch.push(next);
         }
         batch.retain(|chunk| offered.0.insert(chunk.hash));
