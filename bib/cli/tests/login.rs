@@ -84,7 +84,7 @@ fn a_revoked_certificate_is_refused_and_an_expired_one_is_renewed() {
 
     // A revoked one is refused, and a revoked person's key does not log in again.
     std::fs::write(&credentials, &before).unwrap();
-    std::fs::remove_file(ada.path(".ssh/id_ed25519")).unwrap();
+    std::fs::rename(ada.path(".ssh/id_ed25519"), ada.path("kept")).unwrap();
     ada.ok(&["whoami"]);
     admin.ok(&["cert", "revoke", &serial, "--reason", "lost", "--yes"]);
     let run = ada.run(&["whoami"]);
@@ -92,6 +92,10 @@ fn a_revoked_certificate_is_refused_and_an_expired_one_is_renewed() {
     let certificates = admin.json(&["cert", "list", "--all"]);
     let revoked = certificates.as_array().unwrap().iter().find(|one| one["serial"] == serial.as_str()).unwrap();
     assert_eq!(revoked["state"], "revoked");
+    // The refused certificate is not shown on the way to a new one.
+    std::fs::rename(ada.path("kept"), ada.path(".ssh/id_ed25519")).unwrap();
+    ada.ok(&["login"]);
+    assert_eq!(ada.json(&["whoami"])["user"], "ada");
 }
 
 #[test]

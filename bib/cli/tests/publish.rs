@@ -140,13 +140,18 @@ fn what_is_missing_is_asked_for_or_named() {
     let error = ada.fails(3, &line);
     assert!(error["hint"].as_str().unwrap().contains("--create"), "{error}");
     assert_eq!(ada.fails(2, &["dataset", "publish", "data", "no/where", "-m", "x", "--create"])["code"], "BIB0511");
+    // Nor is anything left behind by a folder that cannot be published.
+    write(&ada.path("refused"), "line\nend", "x");
+    let refused = ["dataset", "publish", "refused", "no/where", "-m", "x", "--create", LICENSE[0], LICENSE[1]];
+    assert_eq!(ada.fails(2, &refused)["code"], "BIB0505");
+    ada.fails(3, &["topic", "show", "no"]);
     for reference in ["no/such", "no/such@v1", "no/such@abcdef01"] {
         ada.fails(3, &["dataset", "show", reference]);
         ada.fails(3, &["dataset", "download", reference]);
         assert!(!ada.path("such").exists());
     }
-    ada.fails(2, &["topic", "delete", "no"]);
     ada.ok(&["topic", "create", "licensed", "--license", "CC0-1.0"]);
+    ada.fails(2, &["topic", "delete", "licensed"]);
     ada.ok(&["dataset", "publish", "data", "licensed/d", "-m", "x", "--create"]);
     assert_eq!(ada.json(&["dataset", "show", "licensed/d"])["license"], "CC0-1.0");
     // A file that is no regular one is left out and named; twins are named.

@@ -145,6 +145,17 @@ pub fn voucher_verdict(version: &pb::Version, statement: &Statement) -> Verdict 
     }
 }
 
+/// The name that the version's owner vouches for, when it does: the author's as the node knows it.
+#[must_use]
+pub fn vouched_name(version: &pb::Version, statement: &Statement) -> Option<String> {
+    let Author::Person { key, .. } = &statement.author else { return None };
+    let owner: PeerId = version.owner.parse().ok()?;
+    match checked_record(version.person_record.as_ref(), &owner) {
+        Ok(Body::Person(person)) if person.fingerprint().is_ok_and(|found| found == *key) => Some(person.name),
+        _ => None,
+    }
+}
+
 /// Reads a record that `signer` must have signed.
 fn checked_record(record: Option<&pb::SignedRecord>, signer: &PeerId) -> Result<Body, Verdict> {
     let Some(record) = record else {
@@ -210,6 +221,7 @@ mod tests {
         let statement = statement_of(&version).unwrap();
         assert!(author_verdict(&version, &statement).is_good());
         assert_eq!(voucher_verdict(&version, &statement).word(), "unknown");
+        assert_eq!(vouched_name(&version, &statement), None);
     }
 
     #[test]

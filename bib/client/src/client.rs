@@ -107,6 +107,13 @@ impl Client {
         Ok(())
     }
 
+    /// Makes a new channel that shows neither certificate nor token.
+    pub(crate) fn relink_anonymously(&self) -> Result<()> {
+        let link = Arc::new(Link::anonymous(&self.inner.target, &self.inner.options)?);
+        *self.inner.link.write().unwrap_or_else(PoisonError::into_inner) = link;
+        Ok(())
+    }
+
     /// One request, one answer.
     pub(crate) async fn unary<Q, A, F, Fut>(&self, repeat: Repeat, message: Q, call: F) -> Result<A>
     where

@@ -18,6 +18,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The `domain` of the daemon's error details.
 const DOMAIN: &str = "bib";
+/// What tonic's own deadline says when it runs out.
+const TIMEOUT_EXPIRED: &str = "Timeout expired";
 
 /// Stable codes of errors that this crate finds by itself, with the title of each page in `docs/errors/`.
 pub const CODES: &[(&str, &str)] = &[
@@ -63,6 +65,8 @@ pub mod code {
     pub const LICENSE_NEEDED: &str = "BIB0511";
     /// The daemon's code for "somebody published in between".
     pub const LATEST_MOVED: &str = "BIB0200";
+    /// The daemon's code for "there is one of that name already".
+    pub const ALREADY_THERE: &str = "BIB0009";
 }
 
 /// What a program can do about an error.
@@ -92,6 +96,8 @@ pub enum ErrorKind {
     Local,
     /// The caller stopped it.
     Cancelled,
+    /// The node does not know the call: it is older than this program.
+    Unsupported,
     /// Something broke inside the daemon or here.
     Internal,
 }
@@ -108,7 +114,7 @@ impl ErrorKind {
             Self::Unavailable | Self::TimedOut | Self::Exhausted => 5,
             Self::Conflict => 6,
             Self::Integrity => 7,
-            Self::Local | Self::Cancelled | Self::Internal => 1,
+            Self::Local | Self::Cancelled | Self::Unsupported | Self::Internal => 1,
         }
     }
 }
@@ -198,7 +204,7 @@ impl Error {
     pub(crate) fn damaged(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Integrity, message)
             .with_code(code::DAMAGED)
-            .with_hint("ask the node's admin to run `bib admin scrub`; nothing wrong was kept here")
+            .with_hint("ask the node's admin to run `bib admin storage scrub`; nothing wrong was kept here")
     }
 
     /// Marks an error of the connection, not of the call.
@@ -323,6 +329,16 @@ impl From<Status> for Error {
         let code = info.as_ref().map(|info| info.reason.clone());
         // A status without our details that has a source was made on this side: the connection broke.
         let transport = info.is_none() && status.source().is_some();
+        // tonic says so when its own deadline runs out, on some ways without a source.
+        if info.is_none() && status.code() == Code::Cancelled && status.message() == TIMEOUT_EXPIRED {
+            let error = Self::new(ErrorKind::TimedOut, "the node did not answer in the time that a call may take")
+                .with_hint("allow more with `--timeout`; `bib status` shows whether the node is up");
+            return if transport { error.into_transport() } else { error };
+        }
+        if transport && refuses_certificate(&status) {
+            return Self::new(ErrorKind::Unauthenticated, "the node refuses the certificate of this log-in")
+                .with_hint("it was revoked or has run out: log in again with `bib login`, or ask the node's admin");
+        }
         let mut error = Self::new(kind_of(status.code(), transport), sentence(&status, transport));
         error.0.code = code;
         error.0.transport = transport;
@@ -335,12 +351,52 @@ impl From<Status> for Error {
         error.0.retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         error.0.request_id =
             status.metadata().get(crate::connect::REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        if error.0.kind == ErrorKind::Unsupported {
+            error
+                .0
+                .hint
+                .get_or_insert_with(|| "compare the versions of `bib` and of the node: `bib version`".to_owned());
+        }
         if transport {
             error.0.hint.get_or_insert_with(|| "`bib status` shows whether the node is up".to_owned());
-            error.0.source = Some(Box::new(status));
+            error.0.source = root_cause(&status).map(Into::into);
         }
         error
     }
+}
+
+/// Whether the node ended the connection because of the certificate that was shown: in TLS 1.3 this comes after the
+/// handshake.
+fn refuses_certificate(status: &Status) -> bool {
+    let mut next: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = next {
+        if let Some(rustls::Error::AlertReceived(alert)) = error.downcast_ref() {
+            use rustls::AlertDescription as Alert;
+            return matches!(
+                alert,
+                Alert::CertificateRevoked
+                    | Alert::CertificateExpired
+                    | Alert::CertificateUnknown
+                    | Alert::BadCertificate
+                    | Alert::UnknownCA
+            );
+        }
+        // An IO error's source skips the error that it was made of.
+        next = match error.downcast_ref::<std::io::Error>() {
+            Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// What is at the bottom: the layers above it only say that something is below.
+fn root_cause(status: &Status) -> Option<String> {
+    let mut cause = status.source()?;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    Some(cause.to_string())
 }
 
 /// The error that the connector made, when that is what stopped the call.
@@ -365,19 +421,22 @@ fn kind_of(code: Code, transport: bool) -> ErrorKind {
         Code::ResourceExhausted => ErrorKind::Exhausted,
         Code::Aborted | Code::AlreadyExists | Code::FailedPrecondition => ErrorKind::Conflict,
         Code::DataLoss => ErrorKind::Integrity,
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => ErrorKind::Invalid,
-        // tonic says "cancelled" when its own deadline runs out, and "unknown" when a connection breaks.
-        Code::Cancelled if transport => ErrorKind::TimedOut,
-        Code::Unknown if transport => ErrorKind::Unavailable,
+        Code::InvalidArgument | Code::OutOfRange => ErrorKind::Invalid,
+        Code::Unimplemented => ErrorKind::Unsupported,
+        // tonic says any of these when a connection breaks.
+        Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal if transport => ErrorKind::Unavailable,
         Code::Cancelled => ErrorKind::Cancelled,
-        Code::Ok | Code::Unknown | Code::Internal if transport => ErrorKind::Unavailable,
         Code::Ok | Code::Unknown | Code::Internal => ErrorKind::Internal,
     }
 }
 
 fn sentence(status: &Status, transport: bool) -> String {
-    if transport && status.code() != Code::Cancelled {
+    if transport {
         return "the connection to the node broke".to_owned();
+    }
+    // Whatever the node says: it cannot know how new this program is.
+    if status.code() == Code::Unimplemented {
+        return "the node does not know this call; it is older than this program".to_owned();
     }
     match status.message() {
         "" => format!("the node answered: {}", status.code().description()),
@@ -427,10 +486,38 @@ mod tests {
             (Code::Aborted, 6),
             (Code::AlreadyExists, 6),
             (Code::DataLoss, 7),
+            (Code::Unimplemented, 1),
             (Code::Internal, 1),
         ];
         for (code, exit) in cases {
             assert_eq!(Error::from(Status::new(code, "x")).kind().exit_code(), exit, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_the_node_does_not_know_says_that_it_is_older() {
+        let error = Error::from(Status::unimplemented("/bib.v1.NewService/Call"));
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("older"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("bib version")), "{error:?}");
+    }
+
+    #[test]
+    fn a_refused_certificate_asks_for_a_log_in() {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRevoked);
+        let error = Error::from(Status::from_error(Box::new(std::io::Error::other(alert))));
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("bib login")), "{error:?}");
+    }
+
+    #[test]
+    fn a_deadline_that_ran_out_is_told_in_words() {
+        let near = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        for status in [near, Status::cancelled("Timeout expired")] {
+            let error = Error::from(status);
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error:?}");
+            assert!(!error.chain().contains("Timeout expired"), "{}", error.chain());
+            assert!(error.hint().is_some_and(|hint| hint.contains("--timeout")), "{error:?}");
         }
     }
 

@@ -60,6 +60,15 @@ impl Client {
             return Err(Error::new(ErrorKind::Invalid, "on the Unix socket nobody logs in")
                 .with_hint("the node knows you by your operating system user; `bib whoami` shows as whom"));
         }
+        // A certificate that was revoked would close the door on the way to a new one.
+        self.relink_anonymously()?;
+        let session = self.prove(key).await;
+        self.relink()?;
+        session
+    }
+
+    /// Challenge, statement, certificate; on a link that shows none.
+    async fn prove(&self, key: Arc<UserKey>) -> Result<LoggedIn> {
         let public = key.public();
         let line = public.to_line();
         let challenge = self.auth().challenge(&line).await?;
@@ -100,7 +109,6 @@ impl Client {
             })
             .await?;
         self.keep_credentials(&node, &request.key_pem, &answer)?;
-        self.relink()?;
         let user = answer.user.unwrap_or_default();
         Ok(LoggedIn {
             role: user.role(),

@@ -230,6 +230,6 @@ const fn unit(kind: Kind) -> &'static str {
         Kind::Many | Kind::Lined => " (list)",
         Kind::Hash => " (hex)",
         // The name says it.
-        Kind::Millis | Kind::Text | Kind::Lines => "",
+        Kind::Millis | Kind::Text | Kind::Person | Kind::Lines => "",
     }
 }

@@ -41,7 +41,7 @@ pub(crate) enum Command {
         /// Serial number or SHA-256 fingerprint
         certificate: String,
         /// Why
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
 }

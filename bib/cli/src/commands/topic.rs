@@ -19,7 +19,7 @@ pub(crate) enum Command {
     /// The topics that you may see
     List {
         /// Only topics below this one
-        #[arg(long, value_name = "TOPIC", default_value = "")]
+        #[arg(long, value_name = "TOPIC", default_value = "", hide_default_value = true)]
         under: String,
     },
     /// Makes a topic; private unless told otherwise
@@ -58,16 +58,16 @@ pub(crate) struct Create {
     /// Segments between `/`, such as climate/stations
     name: String,
     /// One line
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     title: String,
     /// One or more paragraphs
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// Who may see it
     #[arg(long, value_enum, default_value = "private")]
     visibility: Visibility,
     /// The SPDX licence that a publish takes when it names none
-    #[arg(long, value_name = "SPDX", default_value = "")]
+    #[arg(long, value_name = "SPDX", default_value = "", hide_default_value = true)]
     license: String,
     /// Also make the missing topics above
     #[arg(long)]

@@ -33,7 +33,7 @@ pub(crate) enum Command {
         /// Name, id or key fingerprint
         user: String,
         /// Why; stands in the audit log
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Lets a suspended user in again
@@ -76,10 +76,10 @@ pub(crate) struct Add {
     /// Lower-case letters, digits, `.`, `_` and `-`
     name: String,
     /// The name as people read it
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     display_name: String,
     /// The ORCID iD
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     orcid: String,
     /// What the user may do on the node as such
     #[arg(long, value_enum, default_value = "writer")]
@@ -117,7 +117,15 @@ impl Command {
                 let rows = search.map_or_else(|| users.list(), |text| users.search(&text));
                 return context.output.list().drain(rows, UserRow::from, "no users").await.map(|_| ());
             }
-            Self::Add(add) => users.create(add.request()?).await?,
+            Self::Add(add) => {
+                let user = users.create(add.request()?).await?;
+                if user.keys.is_empty() && user.uids.is_empty() {
+                    context
+                        .output
+                        .note(&format!("it cannot log in yet; next: bib user key add {} FILE.pub", user.name));
+                }
+                user
+            }
             Self::Show { user } => users.get(&user).await?,
             Self::Suspend { user, reason } => {
                 context.asker.confirm(&format!("suspend `{user}` and end all sessions?"))?;

@@ -16,6 +16,10 @@ const NOTHING: &str = "-";
 pub(super) fn in_table(field: &Field, value: &Value) -> String {
     match (field.kind, value) {
         (Kind::Hash, Value::String(hash)) => or_nothing(scrub(hash.get(..12).unwrap_or(hash)).into_owned()),
+        (Kind::Person, Value::String(who)) if who.starts_with("SHA256:") => {
+            let short: String = who.chars().take(16).collect();
+            format!("{}…", scrub(&short))
+        }
         (Kind::Lines, Value::String(text)) => {
             let first = text.lines().next().unwrap_or_default();
             let cut: String = first.chars().take(60).collect();
@@ -80,13 +84,26 @@ pub(super) fn title(field: &Field) -> String {
     name.replace('_', " ")
 }
 
-/// `name  value` lines; a value of several lines follows below, indented.
+/// Whether there is nothing to see: a program still gets the field.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// `name  value` lines for what has a value; a value of several lines follows below, indented.
 pub(super) fn write_details(to: &mut dyn Write, fields: &[Field], value: &Value, colours: bool) -> Result<()> {
     let (dim, reset) = if colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-    let width = fields.iter().map(|field| title(field).len()).max().unwrap_or(0);
-    for field in fields {
+    let value_of = |field: &Field| value.get(field.name).unwrap_or(&Value::Null);
+    let shown: Vec<&Field> = fields.iter().filter(|field| !is_nothing(value_of(field))).collect();
+    let width = shown.iter().map(|field| title(field).len()).max().unwrap_or(0);
+    for field in shown {
         let title = title(field);
-        let text = in_details(field, value.get(field.name).unwrap_or(&Value::Null));
+        let text = in_details(field, value_of(field));
         let text = text.trim_end().replace('\n', &format!("\n{:width$}  ", ""));
         writeln!(to, "{dim}{title:width$}{reset}  {text}")?;
     }

@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Time,
     /// A long hash; lists show its first twelve digits.
     Hash,
+    /// Who: a name, or the fingerprint of a key, of which lists show the first sixteen characters.
+    Person,
     /// Several texts.
     Many,
     /// Several texts, each on a line of its own.

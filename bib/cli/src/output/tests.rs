@@ -149,6 +149,31 @@ fn exact_csv_keeps_what_spreadsheets_would_run() {
 }
 
 #[test]
+fn details_leave_out_what_has_no_value_and_programs_get_it() {
+    let bare = Row { name: "a/b".into(), ..Row::default() };
+    let text = printed(Format::Table, false, |output| output.one(&bare).unwrap());
+    assert_eq!(text, "name  a/b\nsize  0 B\n");
+    let json = printed(Format::Json, false, |output| output.one(&bare).unwrap());
+    assert!(json.contains("\"note\": null") && json.contains("\"tags\": []"), "{json}");
+}
+
+#[test]
+fn a_key_in_a_list_is_short_and_a_name_is_whole() {
+    record! {
+        /// Somebody.
+        Who { author: String = Person listed }
+    }
+    let text = printed(Format::Table, false, |output| {
+        let mut list = output.list();
+        for author in ["SHA256:WAVhsjeo8oHjHGXZxrwyjAdzfWVwNmv/23yHcRhRxPM", "Ada Lovelace of the long name"] {
+            list.push(&Who { author: author.into() }).unwrap();
+        }
+        list.finish("none").unwrap();
+    });
+    assert_eq!(text, "AUTHOR\nSHA256:WAVhsjeo8…\nAda Lovelace of the long name\n");
+}
+
+#[test]
 fn empty_lists_are_still_of_their_format() {
     let empty = |format| {
         printed(format, false, |output| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bib_identity::ClientCredentials;
 use bib_identity::credentials::Loaded;
 use bib_identity::token_file::{TokenFile, TokenFileError};
-use bib_identity::trust::{Expectation, Presented, StoreError, TrustStore};
+use bib_identity::trust::{Expectation, Pin, Presented, StoreError, TrustStore};
 use secrecy::ExposeSecret as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -41,6 +41,25 @@ impl Link {
             Target::Socket(_) => (Expectation::FirstUse(options.first_use), None),
             Target::Tls { .. } => expectation_and_credentials(target, options)?,
         };
+        Self::with(target, options, expectation, credentials)
+    }
+
+    /// The same, showing neither certificate nor token: the way in for somebody whose certificate was revoked.
+    pub(crate) fn anonymous(target: &Target, options: &Options) -> Result<Self> {
+        let options = Options { token_file: None, ..options.clone() };
+        let expectation = match target {
+            Target::Socket(_) => Expectation::FirstUse(options.first_use),
+            Target::Tls { .. } => expectation_of(pin_of(target, &options)?, &options),
+        };
+        Self::with(target, &options, expectation, None)
+    }
+
+    fn with(
+        target: &Target,
+        options: &Options,
+        expectation: Expectation,
+        credentials: Option<ClientCredentials>,
+    ) -> Result<Self> {
         // On the socket the peer's uid counts; a token sent there can only narrow what one may do.
         let token = match target {
             Target::Socket(_) => token_of_file(options)?,
@@ -97,12 +116,7 @@ fn endpoint(options: &Options) -> Result<Endpoint> {
 }
 
 fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Expectation, Option<ClientCredentials>)> {
-    let failed = |error: StoreError| ConnectFailure::Store(Arc::new(error)).to_error();
-    let name = match target {
-        Target::Tls { peer: Some(peer), .. } => peer.to_string(),
-        _ => target.address(),
-    };
-    let pin = TrustStore::open(&options.trust_dir()).and_then(|store| store.find(&name)).map_err(failed)?;
+    let pin = pin_of(target, options)?;
     let now = options.clock.now();
     let loaded = match (&options.token_file, &pin) {
         (Some(path), _) => ClientCredentials::judge(TokenFile::load(path).map_err(token_file_error)?, now),
@@ -125,11 +139,23 @@ fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Ex
                 .with_hint("check this machine's clock"));
         }
     };
-    let expectation = match pin {
+    Ok((expectation_of(pin, options), credentials))
+}
+
+fn pin_of(target: &Target, options: &Options) -> Result<Option<Pin>> {
+    let failed = |error: StoreError| ConnectFailure::Store(Arc::new(error)).to_error();
+    let name = match target {
+        Target::Tls { peer: Some(peer), .. } => peer.to_string(),
+        _ => target.address(),
+    };
+    TrustStore::open(&options.trust_dir()).and_then(|store| store.find(&name)).map_err(failed)
+}
+
+fn expectation_of(pin: Option<Pin>, options: &Options) -> Expectation {
+    match pin {
         Some(pin) => Expectation::Pinned(Box::new(pin)),
         None => Expectation::FirstUse(options.first_use),
-    };
-    Ok((expectation, credentials))
+    }
 }
 
 fn token_of_file(options: &Options) -> Result<Option<String>> {

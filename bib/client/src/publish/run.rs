@@ -48,20 +48,50 @@ pub(super) async fn attempt(
     let dataset = publish.dataset.to_string();
     let address = client.target().address();
     let session = SessionFile::at(client.options().cache_file("uploads", &cache_name(&[&address, &dataset, &root])));
-    let answer = begin(publish, client, &session, progress.as_ref()).await?;
+    let found = sign::read_metadata(&path, progress.as_ref());
+    let cache = StatCache::at(client.options().cache_file("stat", &cache_name(&[&root])));
+    let walked_ns = client.options().clock.now().as_micros().saturating_mul(1000);
+    let latest = find_latest(publish, client).await?;
+    // Nothing is made on the node for a folder that cannot be published as it is.
+    let mut key = None;
+    let looked = match latest {
+        None if publish.create => {
+            settle_license(publish, client, found.license.as_deref()).await?;
+            let registered = client.auth().who_am_i().await?.keys;
+            let registered: Vec<_> = registered.iter().filter_map(|key| key.parse().ok()).collect();
+            key = Some(sign::ensure_key(publish, client, &registered, progress.as_ref()).await?);
+            Some(look(publish, Arc::clone(&folder), &cache, progress).await?)
+        }
+        _ => None,
+    };
+    let is_new = latest.is_none();
+    let answer = match begin(publish, client, latest.unwrap_or_default(), &session, progress.as_ref()).await {
+        // Somebody else made the dataset in this very moment.
+        Err(error) if is_new && error.code() == Some(code::ALREADY_THERE) => {
+            let latest = find_latest(publish, client).await?.ok_or(error)?;
+            if !latest.is_empty() {
+                return Err(moved("", &latest));
+            }
+            begin(publish, client, latest, &session, progress.as_ref()).await?
+        }
+        answer => answer?,
+    };
     let parent = match &answer.latest {
         Some(latest) if latest.state != "withdrawn" && !latest.version.is_empty() => {
             Some(Parent::load(client, latest).await?)
         }
         _ => None,
     };
-    let found = sign::read_metadata(&path, progress.as_ref());
     let begun = Begun::new(publish, &found, parent.as_ref(), &answer)?;
-    let key = sign::ensure_key(publish, client, &begun.signing_keys, progress.as_ref()).await?;
+    let key = match key {
+        Some(key) => key,
+        None => sign::ensure_key(publish, client, &begun.signing_keys, progress.as_ref()).await?,
+    };
 
-    let cache = StatCache::at(client.options().cache_file("stat", &cache_name(&[&root])));
-    let walked_ns = client.options().clock.now().as_micros().saturating_mul(1000);
-    let (mut work, lookup) = look(publish, folder, &cache, progress).await?;
+    let (mut work, lookup) = match looked {
+        Some(looked) => looked,
+        None => look(publish, folder, &cache, progress).await?,
+    };
     let mut upload = Upload {
         publish,
         client,
@@ -102,27 +132,46 @@ pub(super) async fn attempt(
         }
     }
     Err(Error::new(ErrorKind::Unavailable, "the node loses chunks as fast as they are sent")
-        .with_hint("ask the node's admin to look at `bib admin scrub`"))
+        .with_hint("ask the node's admin to run `bib admin storage scrub`"))
 }
 
 fn hash_bytes(hash: &Hash) -> Bytes {
     Bytes::copy_from_slice(hash.as_bytes())
 }
 
+/// The latest version of the dataset, empty when it has none; nothing when there is no such dataset.
+async fn find_latest(publish: &Publish, client: &Client) -> Result<Option<String>> {
+    match client.datasets().get(&publish.dataset.to_string()).await {
+        Ok(found) => Ok(Some(found.latest)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a first version would have a licence; `found` is what the folder's own files say.
+async fn settle_license(publish: &Publish, client: &Client, found: Option<&str>) -> Result<()> {
+    let asked = publish.license.as_deref();
+    let default = match asked.or(found) {
+        Some(_) => String::new(),
+        None => match client.topics().get(publish.dataset.topic.as_str()).await {
+            Ok(topic) => topic.default_license,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        },
+    };
+    sign::choose_license(asked, found, None, &default).map(|_| ())
+}
+
 /// Begins the upload on top of the right parent, going on with an interrupted session if there is one.
 async fn begin(
     publish: &Publish,
     client: &Client,
+    latest: String,
     session: &SessionFile,
     progress: &dyn Progress,
 ) -> Result<pb::BeginUploadResponse> {
     let dataset = publish.dataset.to_string();
     // After a rebase the latest is the parent, whatever was named at first.
-    let latest = match client.datasets().get(&dataset).await {
-        Ok(found) => found.latest,
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error),
-    };
     if let Some(parent) = &publish.parent
         && parent.to_string() != latest
         && !publish.rebase
@@ -162,7 +211,11 @@ async fn begin(
 }
 
 fn moved(parent: &str, latest: &str) -> Error {
-    Error::new(ErrorKind::Conflict, format!("the latest version is {latest}, not {parent}"))
+    let sentence = match parent {
+        "" => format!("somebody published {latest} in between"),
+        parent => format!("the latest version is {latest}, not {parent}"),
+    };
+    Error::new(ErrorKind::Conflict, sentence)
         .with_code(code::LATEST_MOVED)
         .with_hint("look at what changed, then publish on top of it with `--rebase`")
         .with_detail("parent", parent)

@@ -166,9 +166,21 @@ pub(crate) async fn ensure_key(
         None => return Err(no_key()),
     };
     if client.is_local() && !registered.contains(&key.public().fingerprint()) {
-        client.auth().register_my_key(&key.public().to_line()).await?;
+        let fingerprint = key.public().fingerprint();
+        client.auth().register_my_key(&key.public().to_line()).await.map_err(|error| not_yours(error, &fingerprint))?;
     }
     Ok(key)
+}
+
+/// Says which key it is that somebody else has registered, and how another is named.
+fn not_yours(error: Error, key: &KeyFingerprint) -> Error {
+    if error.code() != Some(code::ALREADY_THERE) {
+        return error;
+    }
+    Error::new(ErrorKind::Conflict, format!("the key {key} is registered to somebody else on this node"))
+        .with_code(code::ALREADY_THERE)
+        .with_hint("sign with a key of your own: `--key FILE`, or `bib config set identity.key FILE`")
+        .with_detail("key", key.to_string())
 }
 
 fn key_path(publish: &Publish, client: &Client) -> PathBuf {
@@ -225,6 +237,17 @@ impl CryptoRng for Source64<'_> {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_of_somebody_else_is_named_with_the_way_out() {
+        let key = bib_core::KeyFingerprint::of_wire_key(b"a key");
+        let taken = Error::new(ErrorKind::Conflict, "there is one already").with_code(code::ALREADY_THERE);
+        let error = not_yours(taken, &key);
+        assert!(error.message().contains(&key.to_string()), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--key")), "{error:?}");
+        let other = not_yours(Error::new(ErrorKind::Denied, "no"), &key);
+        assert_eq!((other.kind(), other.hint()), (ErrorKind::Denied, None));
+    }
 
     #[test]
     fn the_licence_is_chosen_and_never_guessed() {

@@ -50,22 +50,22 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Who did it: a user's name or id
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     actor: String,
     /// What was done; a beginning such as `version.` is enough
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     action: String,
     /// What it was done to; a beginning is enough
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     target: String,
     /// From this time on, RFC 3339
-    #[arg(long, default_value = "", value_name = "TIME")]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TIME")]
     since: String,
     /// Before this time, RFC 3339
-    #[arg(long, default_value = "", value_name = "TIME")]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TIME")]
     until: String,
     /// The id of one operation
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     operation: String,
     /// Newest first
     #[arg(long)]

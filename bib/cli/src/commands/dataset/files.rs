@@ -14,7 +14,7 @@ pub(crate) struct Files {
     /// topic/name[@VERSION]
     reference: String,
     /// Only paths that begin with this
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     prefix: String,
 }
 

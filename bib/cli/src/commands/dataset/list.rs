@@ -11,10 +11,10 @@ use crate::output::record;
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only in this topic and below
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     topic: String,
     /// Only with these words in name, title, description or keywords
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     text: String,
 }
 

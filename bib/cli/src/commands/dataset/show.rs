@@ -24,7 +24,7 @@ record! {
     /// A version with what it is.
     ShowRow {
         dataset: String = Text, version: String = Text, content: String = Text, title: String = Text, label: String = Text,
-        license: String = Text, message: String = Lines, time: String = Time, author: String = Text, author_kind: String = Text,
+        license: String = Text, message: String = Lines, time: String = Time, author: String = Person, author_kind: String = Text,
         author_key: String = Text, files: u64 = Text, bytes: u64 = Bytes, state: String = Text, withdrawal_reason: String = Text,
         tags: Vec<String> = Many, parents: Vec<String> = Many, creators: Vec<String> = Many, keywords: Vec<String> = Many,
         description: String = Lines, metadata: serde_json::Value = Text, dataset_id: String = Text, owner: String = Text,

@@ -1,6 +1,6 @@
 //! `bib dataset versions`.
 
-use bib_client::pb;
+use bib_client::{attest, pb};
 use clap::Args;
 
 use super::check_reference;
@@ -19,7 +19,7 @@ record! {
     /// A version.
     VersionRow {
         version: String = Hash listed, time: String = Time listed, label: String = Text listed, tags: Vec<String> = Many listed,
-        author: String = Text listed, files: u64 = Text listed, bytes: u64 = Bytes listed, state: String = Text listed,
+        author: String = Person listed, files: u64 = Text listed, bytes: u64 = Bytes listed, state: String = Text listed,
         message: String = Lines listed, content: String = Hash, parents: Vec<String> = Many, license: String = Text,
     }
 }
@@ -33,12 +33,15 @@ impl Versions {
     }
 }
 
-/// The author's name, or the key when the author gave none.
+/// The name that the author gave, else the one that the node vouches for (a single version brings it along), else the
+/// key.
 pub(super) fn author_of(version: &pb::Version) -> String {
-    match version.author_name.as_str() {
-        "" => version.author_key.clone(),
-        name => name.to_owned(),
+    if !version.author_name.is_empty() {
+        return version.author_name.clone();
     }
+    let statement = version.person_record.as_ref().and_then(|_| attest::statement_of(version).ok());
+    let vouched = statement.and_then(|statement| attest::vouched_name(version, &statement));
+    vouched.filter(|name| !name.is_empty()).unwrap_or_else(|| version.author_key.clone())
 }
 
 impl From<pb::Version> for VersionRow {
