@@ -76,7 +76,8 @@ static KNOWN: Statement = Statement::new(
              JOIN bib.page_spans s ON s.page = pc.page
              JOIN bib.datasets d ON d.id = s.dataset_id AND d.deleted_at IS NULL
              JOIN bib.topics t ON t.id = d.topic_id
-             WHERE pc.chunk = c.hash
+             -- A chunk in a file of somebody's is asked for again: nobody else's version is to depend on that file.
+             WHERE pc.chunk = c.hash AND c.location <> 2
                AND ($4::text[] IS NULL OR EXISTS (
                    SELECT 1 FROM unnest($4) AS a(name) WHERE t.name = a.name OR starts_with(t.name, a.name || '/')))
                AND (

@@ -169,7 +169,8 @@ impl CommitUseCases {
             tx.rollback().await?;
             return Ok(Committed::Resend(resend));
         }
-        let version = new_version(call, wanted, seen, &signed, &checked, last_n + 1, now);
+        let vouched = publish_records::person(base, &mut tx, call, &signed.key).await?;
+        let version = new_version(call, wanted, seen, &signed, vouched, &checked, last_n + 1, now);
         versions::insert(&mut tx, &version).await.map_err(|error| match error {
             error if error.is_conflict_on("versions_pkey") => {
                 ServiceError::already_exists("version", &version.hash.to_string())
@@ -195,7 +196,6 @@ impl CommitUseCases {
         datasets::set_latest(&mut tx, id, &latest, now).await?;
         publish_records::dataset(base, &mut tx, &seen.dataset, version.hash).await?;
         publish_records::version(base, &mut tx, &version).await?;
-        publish_records::person(base, &mut tx, call, &signed.key, signed.name.as_deref()).await?;
         // What was staged becomes what is stored.
         leases::end(&mut tx, wanted.session, now).await?;
         let bytes = i64::try_from(staged).unwrap_or(i64::MAX);
@@ -392,6 +392,7 @@ fn new_version(
     wanted: &CommitVersion,
     seen: &SeenDataset,
     signed: &Signed,
+    vouched: String,
     checked: &Checked,
     n: u64,
     now: bib_core::Timestamp,
@@ -409,7 +410,8 @@ fn new_version(
         license: statement.license.clone(),
         author_kind: "person".to_owned(),
         author_key: signed.key.fingerprint.to_string(),
-        author_name: signed.name.clone().unwrap_or_default(),
+        // What the author signs with is the author's to say; what the node vouches for is in the person's record.
+        author_name: signed.name.clone().unwrap_or(vouched),
         time: statement.time,
         statement: signed.bytes.to_vec(),
         signature: signed.pem.clone(),

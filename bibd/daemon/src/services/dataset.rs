@@ -143,7 +143,7 @@ impl DatasetUseCases {
         limit: u32,
     ) -> Result<Vec<SeenDataset>, ServiceError> {
         allow_node(call, Verb::NodeRead)?;
-        let filter = DatasetFilter {
+        let mut filter = DatasetFilter {
             all: call.actor.is_admin(),
             topic: topic.to_owned(),
             text: text.to_owned(),
@@ -151,9 +151,18 @@ impl DatasetUseCases {
             limit,
         };
         let mut session = self.base.db.read().await?;
-        let mut seen = datasets::list(&mut session, call.actor.user, self.base.now(), &filter).await?;
-        seen.retain(|seen| call.actor.scopes.allow_read(&seen.topic_name));
-        Ok(seen)
+        let mut seen = Vec::new();
+        // As for topics: a narrowed token sees fewer, and a full page still means that there is more.
+        loop {
+            let page = datasets::list(&mut session, call.actor.user, self.base.now(), &filter).await?;
+            let is_last = page.len() < limit as usize;
+            filter.after = page.last().map(|seen| seen.dataset.name.clone()).unwrap_or_default();
+            seen.extend(page.into_iter().filter(|seen| call.actor.scopes.allow_read(&seen.topic_name)));
+            if is_last || seen.len() >= limit as usize {
+                seen.truncate(limit as usize);
+                return Ok(seen);
+            }
+        }
     }
 
     /// Changes what the next publish starts from.

@@ -54,18 +54,12 @@ pub(super) async fn version(base: &Base, tx: &mut Tx, version: &Version) -> Resu
 }
 
 /// Keeps the author, and signs the person's record when something about it is new. The key signs for the person from
-/// the first revision of the record on.
-pub(super) async fn person(
-    base: &Base,
-    tx: &mut Tx,
-    call: &Call,
-    key: &UserKey,
-    name: Option<&str>,
-) -> Result<(), ServiceError> {
+/// the first revision of the record on. The name is the node's own word for its user, never what a statement says of its
+/// author: the node vouches for it. Answers the name.
+pub(super) async fn person(base: &Base, tx: &mut Tx, call: &Call, key: &UserKey) -> Result<String, ServiceError> {
     let user = users::find(tx, key.user).await?;
     let user = user.ok_or_else(|| ServiceError::internal("the user of a key is gone"))?;
-    let names = [name.unwrap_or_default(), &user.display_name, &user.name];
-    let name = names.into_iter().find(|name| !name.is_empty()).unwrap_or_default().to_owned();
+    let name = if user.display_name.is_empty() { user.name } else { user.display_name };
     let public: bib_identity::ssh::PublicKey = key.public_key.parse().map_err(ServiceError::internal)?;
     let id = key.fingerprint.to_string();
     let author =
@@ -74,7 +68,7 @@ pub(super) async fn person(
     let is_new = users::put_person(tx, &author, Some(call.actor.user), now).await?;
     let before = records::find(tx, Kind::Person.as_str(), &id).await?;
     let valid_from = match &before {
-        Some(_) if !is_new => return Ok(()),
+        Some(_) if !is_new => return Ok(name),
         Some(before) => match Body::parse(&before.body) {
             Ok(Body::Person(before)) if before.valid_until.is_none() => Some(before.valid_from),
             // A key that was removed and added again counts from now on.
@@ -88,7 +82,7 @@ pub(super) async fn person(
             time: now,
             node: base.peer,
             key: public.to_line(),
-            name,
+            name: name.clone(),
             orcid: user.orcid.parse().ok(),
             valid_from: valid_from.unwrap_or(revision),
             valid_until: None,
@@ -96,7 +90,8 @@ pub(super) async fn person(
         })
     };
     let signed = base.sign_next(tx, Kind::Person.as_str(), &id, make).await?;
-    put(tx, base, Kind::Person, &id, &signed).await
+    put(tx, base, Kind::Person, &id, &signed).await?;
+    Ok(name)
 }
 
 async fn put(
