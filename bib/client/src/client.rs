@@ -175,6 +175,11 @@ impl Client {
                 tracing::debug!(error = %error.chain(), "calling again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 3).min(Duration::from_secs(2));
+            } else if error.is_transport() && error.code().is_none() && !self.is_local() && link.is_logged_in() {
+                // Which of the two it was is lost when the connection closes before the alert is read.
+                return Err(error.with_hint(
+                    "`bib status` shows whether the node is up; a log-in that was revoked ends like this too: `bib login`",
+                ));
             } else {
                 return Err(error);
             }

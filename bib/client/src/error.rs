@@ -366,28 +366,13 @@ impl From<Status> for Error {
 }
 
 /// Whether the node ended the connection because of the certificate that was shown: in TLS 1.3 this comes after the
-/// handshake.
+/// handshake. HTTP/2 keeps only the words of the alert, so the words are compared.
 fn refuses_certificate(status: &Status) -> bool {
-    let mut next: Option<&(dyn StdError + 'static)> = status.source();
-    while let Some(error) = next {
-        if let Some(rustls::Error::AlertReceived(alert)) = error.downcast_ref() {
-            use rustls::AlertDescription as Alert;
-            return matches!(
-                alert,
-                Alert::CertificateRevoked
-                    | Alert::CertificateExpired
-                    | Alert::CertificateUnknown
-                    | Alert::BadCertificate
-                    | Alert::UnknownCA
-            );
-        }
-        // An IO error's source skips the error that it was made of.
-        next = match error.downcast_ref::<std::io::Error>() {
-            Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        };
-    }
-    false
+    use rustls::AlertDescription as Alert;
+    let cause = root_cause(status).unwrap_or_default();
+    [Alert::CertificateRevoked, Alert::CertificateExpired, Alert::CertificateUnknown, Alert::BadCertificate]
+        .into_iter()
+        .any(|alert| cause.contains(&rustls::Error::AlertReceived(alert).to_string()))
 }
 
 /// What is at the bottom: the layers above it only say that something is below.
