@@ -86,7 +86,8 @@ impl Db {
         let inner = self
             .0
             .audit
-            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            // The whole log is joined: with the usual 4 MiB the join of a million rows goes through temporary files.
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL work_mem = '128MB'")
             .await
             .map_err(|e| Error::from_sqlx("begin", e))?;
         Ok(Tx { inner, notes: Vec::new() })

@@ -3,7 +3,8 @@
 use bib_core::Hash;
 use futures::Stream;
 use futures::StreamExt as _;
-use sqlx::FromRow;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -84,7 +85,7 @@ pub(super) static STATEMENTS: &[&Statement] =
     &[&ROWS, &FIND_SEALED, &UNSEALED, &QUEUED_WITHOUT_ENTRY, &DIGESTS, &CHECKPOINTS, &NEWEST_CHECKPOINT, &COUNT];
 
 /// A seal with what it seals, as the tables hold them.
-#[derive(Debug, Clone, FromRow)]
+#[derive(Debug, Clone)]
 pub struct LoggedRow {
     /// The epoch.
     pub epoch: i64,
@@ -122,6 +123,33 @@ pub struct LoggedRow {
     pub salt: Option<Vec<u8>>,
     /// The details.
     pub details: Option<Vec<u8>>,
+}
+
+/// By position, in the order of [`ROWS`]: a million rows are read this way, and a look-up by name for each of eighteen
+/// columns is a third of the time.
+impl<'r> FromRow<'r, PgRow> for LoggedRow {
+    fn from_row(row: &'r PgRow) -> std::result::Result<Self, sqlx::Error> {
+        Ok(Self {
+            epoch: row.try_get(0)?,
+            seq: row.try_get(1)?,
+            entry_id: row.try_get(2)?,
+            digest: row.try_get(3)?,
+            head: row.try_get(4)?,
+            id: row.try_get(5)?,
+            time: row.try_get(6)?,
+            body: row.try_get(7)?,
+            node: row.try_get(8)?,
+            actor: row.try_get(9)?,
+            via: row.try_get(10)?,
+            action: row.try_get(11)?,
+            target: row.try_get(12)?,
+            result: row.try_get(13)?,
+            operation: row.try_get(14)?,
+            job: row.try_get(15)?,
+            salt: row.try_get(16)?,
+            details: row.try_get(17)?,
+        })
+    }
 }
 
 /// How many entries are sealed, and how many wait.

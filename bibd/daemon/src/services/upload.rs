@@ -130,9 +130,14 @@ impl UploadUseCases {
             None => None,
         };
         let keys = users::list_keys(&mut tx, &[call.actor.user], false).await?;
-        let details = json!({"session": upload.id.to_string(), "resumed": wanted.session.is_some()});
-        let act = Act::new("dataset.upload", format!("dataset:{}", seen.dataset.id), details);
-        self.base.journal.commit(tx, call, act).await?;
+        if created_dataset {
+            let details = json!({"session": upload.id.to_string()});
+            let act = Act::new("dataset.upload", format!("dataset:{}", seen.dataset.id), details);
+            self.base.journal.commit(tx, call, act).await?;
+        } else {
+            // What is staged is nobody's yet and visible to nobody: the publish is the act, and it has an entry.
+            tx.commit().await?;
+        }
         self.topics.tell_made(&made);
         if created_dataset {
             self.datasets.tell("dataset.created", &seen, "");
