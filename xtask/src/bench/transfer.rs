@@ -49,6 +49,7 @@ pub(super) fn large_file(bench: &mut Bench) -> anyhow::Result<()> {
         command.env("BIB_NODE", &address);
         command
     };
+    capture(&mut tls(node.bib(["login", "--yes"])))?;
     let publish_tls = measure(&mut tls(self::publish(&node, &two, "bench/tls")))?;
     bench.seconds("publish 2 GiB over TLS on loopback", publish_tls.took, None);
     bench.figure(
