@@ -33,7 +33,8 @@ pub fn ensure() -> anyhow::Result<PathBuf> {
 pub fn find() -> Option<PathBuf> {
     let mut usable: Vec<(u32, PathBuf)> = candidates()
         .into_iter()
-        .filter(|directory| directory.join("initdb").is_file())
+        // Where a link leads to, the other programs lie too: a directory of links may have some of them only.
+        .filter_map(|directory| Some(directory.join("initdb").canonicalize().ok()?.parent()?.to_owned()))
         .filter_map(|directory| Some((major(&directory)?, directory)))
         .filter(|(major, _)| MAJORS.contains(major))
         .collect();

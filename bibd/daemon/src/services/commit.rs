@@ -169,8 +169,10 @@ impl CommitUseCases {
             tx.rollback().await?;
             return Ok(Committed::Resend(resend));
         }
+        // What the author is called is the author's to say; without a word of theirs it is the node's.
         let vouched = publish_records::person(base, &mut tx, call, &signed.key).await?;
-        let version = new_version(call, wanted, seen, &signed, vouched, &checked, last_n + 1, now);
+        let signed = Signed { name: signed.name.clone().or(Some(vouched)), ..signed };
+        let version = new_version(call, wanted, seen, &signed, &checked, last_n + 1, now);
         versions::insert(&mut tx, &version).await.map_err(|error| match error {
             error if error.is_conflict_on("versions_pkey") => {
                 ServiceError::already_exists("version", &version.hash.to_string())
@@ -392,7 +394,6 @@ fn new_version(
     wanted: &CommitVersion,
     seen: &SeenDataset,
     signed: &Signed,
-    vouched: String,
     checked: &Checked,
     n: u64,
     now: bib_core::Timestamp,
@@ -410,8 +411,7 @@ fn new_version(
         license: statement.license.clone(),
         author_kind: "person".to_owned(),
         author_key: signed.key.fingerprint.to_string(),
-        // What the author signs with is the author's to say; what the node vouches for is in the person's record.
-        author_name: signed.name.clone().unwrap_or(vouched),
+        author_name: signed.name.clone().unwrap_or_default(),
         time: statement.time,
         statement: signed.bytes.to_vec(),
         signature: signed.pem.clone(),
