@@ -125,7 +125,7 @@ pub struct LoggedRow {
     pub details: Option<Vec<u8>>,
 }
 
-/// By position, in the order of [`ROWS`]: a million rows are read this way, and a look-up by name for each of eighteen
+/// By position, in the order of `ROWS`: a million rows are read this way, and a look-up by name for each of eighteen
 /// columns is a third of the time.
 impl<'r> FromRow<'r, PgRow> for LoggedRow {
     fn from_row(row: &'r PgRow) -> std::result::Result<Self, sqlx::Error> {

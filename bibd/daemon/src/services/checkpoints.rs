@@ -1,6 +1,6 @@
 //! The node's word for how the log stands, kept in two places: the append-only file on another path, and the table.
 //!
-//! The file comes first. Between the two a process can die; [`Checkpoints::settle`] finishes that at the next start,
+//! The file comes first. Between the two a process can die; `Checkpoints::settle` finishes that at the next start,
 //! and nothing else: any other difference between the two places is for verification to name.
 
 use std::collections::BTreeMap;
