@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bib_core::Hash;
 use bytes::Bytes;
+
+use crate::direct::{Direct, Purpose};
 
 /// The directories of a store, and which of them are known to survive a power cut.
 pub(crate) struct Disk {
@@ -17,6 +19,7 @@ pub(crate) struct Disk {
     /// One bit per `ab/cd`: set once this process has made it durable. Not remembered across processes, because a
     /// directory that is visible after a kill need not be on the disk.
     durable: Vec<AtomicU64>,
+    pub(crate) direct: Direct,
 }
 
 /// Directories whose entries must reach the disk before anything is acknowledged.
@@ -37,7 +40,7 @@ impl DirSet {
 impl Disk {
     pub(crate) fn new(root: &Path) -> Self {
         let durable = (0..1024).map(|_| AtomicU64::new(0)).collect();
-        Self { root: root.to_owned(), next_temp: AtomicU64::new(0), durable }
+        Self { root: root.to_owned(), next_temp: AtomicU64::new(0), durable, direct: Direct::new() }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -112,6 +115,28 @@ impl Disk {
         // Owner may read only: nothing ever writes to a chunk again.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
         Ok(Temp { path, file: Some(file), kept: false })
+    }
+
+    /// Reads the file of `hash`, which must have `expected` bytes; its length is compared before anything is read.
+    pub(crate) fn read_exact(&self, file: &File, expected: u64, hash: &Hash, why: Purpose) -> io::Result<Contents> {
+        let found = file.metadata()?.len();
+        if found != expected {
+            return Ok(Contents::Length(found));
+        }
+        self.read_limited(file, expected, hash, why)
+    }
+
+    /// Reads the file of `hash`, of at most `limit` bytes.
+    pub(crate) fn read_limited(&self, file: &File, limit: u64, hash: &Hash, why: Purpose) -> io::Result<Contents> {
+        let found = file.metadata()?.len();
+        if found == 0 || found > limit {
+            return Ok(Contents::Length(found));
+        }
+        let bytes = self.direct.read(file, usize::try_from(found).map_err(io::Error::other)?, hash, why)?;
+        match bytes.len() as u64 == found {
+            true => Ok(Contents::Bytes(bytes)),
+            false => Ok(Contents::Length(bytes.len() as u64)),
+        }
     }
 
     /// Makes the fixed directories, durably.
@@ -200,28 +225,4 @@ pub(crate) enum Contents {
     Bytes(Bytes),
     /// Not read, because the length is already wrong.
     Length(u64),
-}
-
-/// Reads a file that must have `expected` bytes; its length is compared before anything is read.
-pub(crate) fn read_exact(file: &File, expected: u64) -> io::Result<Contents> {
-    let found = file.metadata()?.len();
-    if found != expected {
-        return Ok(Contents::Length(found));
-    }
-    read_limited(file, expected)
-}
-
-/// Reads a file of at most `limit` bytes.
-pub(crate) fn read_limited(file: &File, limit: u64) -> io::Result<Contents> {
-    let found = file.metadata()?.len();
-    if found == 0 || found > limit {
-        return Ok(Contents::Length(found));
-    }
-    // One byte over, so that the last read sees the end and the buffer need not grow.
-    let mut bytes = Vec::with_capacity(usize::try_from(found).map_err(io::Error::other)? + 1);
-    file.take(found + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 == found {
-        true => Ok(Contents::Bytes(bytes.into())),
-        false => Ok(Contents::Length(bytes.len() as u64)),
-    }
 }

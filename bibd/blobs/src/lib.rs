@@ -16,6 +16,7 @@
 
 mod chunk;
 pub mod codec;
+mod direct;
 mod disk;
 mod error;
 mod failpoints;

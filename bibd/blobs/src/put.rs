@@ -8,7 +8,7 @@
 //! got so far.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +18,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::chunk::{Encoding, Frame, Incoming, MAX_CHUNK_BYTES, Stored};
 use crate::codec;
-use crate::disk::{self, Contents, DirSet, Temp};
+use crate::direct::Purpose;
+use crate::disk::{Contents, DirSet, Temp};
 use crate::error::StoreError;
 use crate::store::{BlobStore, Compression, Inner, fan_out};
 
@@ -144,10 +145,9 @@ impl Inner {
             return Ok(Prepared { chunk, stored, copy: Copy::Found });
         }
         let (encoding, parts) = self.encode(&chunk, raw);
-        let mut temp =
-            self.disk.temp().map_err(|source| self.failed("create", &self.disk.root().join("tmp"), source))?;
-        if let Some(file) = &mut temp.file {
-            write_parts(file, &parts).map_err(|source| self.failed("write", &temp.path, source))?;
+        let temp = self.disk.temp().map_err(|source| self.failed("create", &self.disk.root().join("tmp"), source))?;
+        if let Some(file) = &temp.file {
+            self.disk.direct.write(file, &parts).map_err(|source| self.failed("write", &temp.path, source))?;
         }
         self.failpoints.hit("put.written");
         let stored_bytes = parts.iter().map(|part| part.len() as u32).sum();
@@ -234,7 +234,8 @@ impl Inner {
             Err(source) => return Err(self.failed("open", path, source)),
         };
         let limit = u64::from(MAX_CHUNK_BYTES);
-        let contents = disk::read_limited(&file, limit).map_err(|source| self.failed("read", path, source))?;
+        let contents = self.disk.read_limited(&file, limit, hash, Purpose::Scan);
+        let contents = contents.map_err(|source| self.failed("read", path, source))?;
         if let Contents::Bytes(bytes) = contents {
             let stored_bytes = bytes.len() as u32;
             if let Some(whole) = codec::recognise(bytes, hash) {
@@ -289,8 +290,4 @@ fn join(parts: &[Bytes]) -> Bytes {
         [one] => one.clone(),
         many => many.concat().into(),
     }
-}
-
-fn write_parts(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
-    parts.iter().try_for_each(|part| file.write_all(part))
 }

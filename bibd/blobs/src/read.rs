@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use crate::chunk::{Encoding, Frame, Location, MAX_CHUNK_BYTES};
 use crate::codec::{self, Whole};
-use crate::disk::{self, Contents};
+use crate::direct::Purpose;
+use crate::disk::Contents;
 use crate::error::{Damage, ReadError};
 use crate::in_place;
 use crate::store::{BlobStore, Inner};
@@ -22,13 +23,13 @@ struct Verified {
 }
 
 impl BlobStore {
-    /// The raw bytes of a chunk, checked.
+    /// The raw bytes of a chunk, checked, to look at them.
     ///
     /// # Errors
     /// [`ReadError::Corrupt`] (the file is then in quarantine and can be put again), [`ReadError::Missing`],
     /// [`ReadError::Changed`] for a file published in place.
     pub async fn read(&self, location: &Location, hash: &Hash, raw_len: u32) -> Result<Bytes, ReadError> {
-        Ok(self.read_verified(location, hash, raw_len).await?.whole.raw)
+        Ok(self.read_verified(location, hash, raw_len, Purpose::Scan).await?.whole.raw)
     }
 
     /// The chunk as frames to send, checked but not encoded anew: its zstd frames where it is stored so, else slices of its
@@ -37,7 +38,7 @@ impl BlobStore {
     /// # Errors
     /// As [`BlobStore::read`].
     pub async fn read_encoded(&self, location: &Location, hash: &Hash, raw_len: u32) -> Result<Vec<Frame>, ReadError> {
-        let Verified { file, whole } = self.read_verified(location, hash, raw_len).await?;
+        let Verified { file, whole } = self.read_verified(location, hash, raw_len, Purpose::Serve).await?;
         let frames = match whole.encoding {
             Encoding::Zstd => codec::split_frames(&file),
             Encoding::Raw => None,
@@ -58,13 +59,21 @@ impl BlobStore {
         .await
     }
 
-    async fn read_verified(&self, location: &Location, hash: &Hash, raw_len: u32) -> Result<Verified, ReadError> {
+    async fn read_verified(
+        &self,
+        location: &Location,
+        hash: &Hash,
+        raw_len: u32,
+        why: Purpose,
+    ) -> Result<Verified, ReadError> {
         if raw_len == 0 || raw_len > MAX_CHUNK_BYTES {
             return Err(ReadError::RawLength { hash: *hash, stated: raw_len, found: 0 });
         }
         let (hash, location) = (*hash, location.clone());
         self.blocking(raw_len, move |inner| match location {
-            Location::Store { encoding, stored_bytes } => inner.read_stored(&hash, encoding, stored_bytes, raw_len),
+            Location::Store { encoding, stored_bytes } => {
+                inner.read_stored(&hash, encoding, stored_bytes, raw_len, why)
+            }
             Location::InPlace { path, offset, guard } => {
                 let raw = in_place::read(&path, offset, &guard, &hash, raw_len)?;
                 Ok(Verified { file: raw.clone(), whole: Whole { encoding: Encoding::Raw, raw } })
@@ -102,10 +111,12 @@ impl Inner {
         encoding: Encoding,
         stored_bytes: u32,
         raw_len: u32,
+        why: Purpose,
     ) -> Result<Verified, ReadError> {
         let path = self.disk.chunk(hash);
         let file = open(&path, hash)?;
-        let contents = disk::read_exact(&file, u64::from(stored_bytes)).map_err(failed("read", &path))?;
+        let contents = self.disk.read_exact(&file, u64::from(stored_bytes), hash, why);
+        let contents = contents.map_err(failed("read", &path))?;
         if let Contents::Bytes(bytes) = &contents
             && let Some(whole) = decode_as(encoding, bytes, raw_len)
             && Hash::of(&whole.raw) == *hash
@@ -130,7 +141,8 @@ impl Inner {
     /// the chunk between the caller's look into the catalog and our read, or when the catalog is an older one.
     fn second_look(&self, path: &Path, hash: &Hash) -> Result<Option<Verified>, ReadError> {
         let file = open(path, hash)?;
-        let contents = disk::read_limited(&file, u64::from(MAX_CHUNK_BYTES)).map_err(failed("read", path))?;
+        let contents = self.disk.read_limited(&file, u64::from(MAX_CHUNK_BYTES), hash, Purpose::Scan);
+        let contents = contents.map_err(failed("read", path))?;
         let Contents::Bytes(bytes) = contents else { return Ok(None) };
         Ok(codec::recognise(bytes.clone(), hash).map(|whole| Verified { file: bytes, whole }))
     }

@@ -14,7 +14,8 @@ use bib_core::Hash;
 
 use crate::chunk::{Encoding, MAX_CHUNK_BYTES};
 use crate::codec;
-use crate::disk::{self, Contents};
+use crate::direct::Purpose;
+use crate::disk::Contents;
 use crate::error::ReadError;
 use crate::store::{BlobStore, Inner};
 
@@ -255,7 +256,9 @@ impl Inner {
             let metadata = file.metadata()?;
             let contents = match depth {
                 Depth::Names => None,
-                Depth::Contents => Some(disk::read_limited(&file, u64::from(MAX_CHUNK_BYTES))?),
+                Depth::Contents => {
+                    Some(self.disk.read_limited(&file, u64::from(MAX_CHUNK_BYTES), &hash, Purpose::Scan)?)
+                }
             };
             Ok((metadata.len(), metadata.modified()?, contents))
         };

@@ -1,5 +1,5 @@
-//! Large files: one thread reads and cuts, one hashes chunks, one hashes files, each byte read once and never copied
-//! but for the few that no cut was found behind.
+//! Large files: one thread reads, cuts and hashes chunks, each while it is in the core's cache, and another hashes
+//! files. Each byte is read once and never copied but for the few that no cut was found behind.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -37,44 +37,37 @@ pub(crate) struct Done {
     pub(crate) ending: Ending,
 }
 
-/// What goes to the chunk hasher.
-enum ToChunks {
-    Chunk(Bytes),
-    /// The file ends. `None`: it changed and is read again.
-    End(Option<(u32, Ending)>, Whole),
-}
-
-/// Whether the one chunk is the whole file, so that its hash is the file's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whole {
-    Yes,
-    No,
-}
-
 /// What goes to the file hasher.
 enum ToFile {
     Bytes(Bytes),
-    /// The file ends; `None` as above.
+    /// The file ends. `None`: what was sent of it does not count.
     End(Option<u32>),
 }
 
 /// What the hashers say.
 enum Said {
-    Chunks { file: u32, extents: Vec<Extent>, ending: Ending, whole: Option<Hash> },
-    File { file: u32, hash: Hash },
+    /// `whole`: the file's hash, where there is no more than one chunk.
+    Chunks {
+        file: u32,
+        extents: Vec<Extent>,
+        ending: Ending,
+        whole: Option<Hash>,
+    },
+    File {
+        file: u32,
+        hash: Hash,
+    },
 }
 
 /// Runs the stages over `items` and hands each finished file to `take`.
 pub(crate) fn run(context: &Context, items: Vec<Item>, mut take: impl FnMut(Done) -> Result<()>) -> Result<()> {
     let mut left = items.len();
-    let (to_chunks, chunks) = sync_channel(QUEUE);
     let (to_file, pieces) = sync_channel(QUEUE);
     let (said, hearing) = sync_channel(QUEUE);
     std::thread::scope(|scope| {
         let said_of_files = said.clone();
         scope.spawn(move || hash_files(&pieces, &said_of_files));
-        scope.spawn(move || hash_chunks(&chunks, &said, &context.outlet));
-        scope.spawn(move || read_all(context, items, &to_chunks, &to_file));
+        scope.spawn(move || read_all(context, items, &to_file, &said));
         // Hung up on an early return, which ends the stages one after another.
         let hearing = hearing;
         let mut hashes = HashMap::new();
@@ -123,77 +116,54 @@ fn hash_files(pieces: &Receiver<ToFile>, said: &SyncSender<Said>) {
     }
 }
 
-fn hash_chunks(chunks: &Receiver<ToChunks>, said: &SyncSender<Said>, outlet: &Outlet) {
-    let mut extents: Vec<Extent> = Vec::new();
-    for message in chunks {
-        match message {
-            ToChunks::Chunk(bytes) => {
-                let chunk = Hash::of(&bytes);
-                let length = u32::try_from(bytes.len()).unwrap_or(MAX_CHUNK_BYTES);
-                extents.push(Extent { chunk, offset: 0, length });
-                if outlet.put(chunk, bytes).is_err() {
-                    return;
-                }
-            }
-            ToChunks::End(end, whole) => {
-                let extents = std::mem::take(&mut extents);
-                let Some((file, ending)) = end else { continue };
-                let whole = match (whole, extents.first()) {
-                    (Whole::Yes, Some(extent)) => Some(extent.chunk),
-                    (Whole::Yes, None) => Some(Hash::of(b"")),
-                    (Whole::No, _) => None,
-                };
-                if said.send(Said::Chunks { file, extents, ending, whole }).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-fn read_all(context: &Context, items: Vec<Item>, chunks: &SyncSender<ToChunks>, pieces: &SyncSender<ToFile>) {
+fn read_all(context: &Context, items: Vec<Item>, pieces: &SyncSender<ToFile>, said: &SyncSender<Said>) {
     for item in items {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let (ending, whole) = match read_one(context, &item, chunks, pieces) {
-                Ok(Ok((stat, settled, whole))) => {
-                    (if settled { Ending::Settled(stat) } else { Ending::Changed(stat) }, whole)
+            let (ending, read) = match read_one(context, &item, pieces) {
+                Ok(Ok((stat, settled, read))) => {
+                    (if settled { Ending::Settled(stat) } else { Ending::Changed(stat) }, read)
                 }
-                Ok(Err(error)) => (Ending::Unreadable(error), Whole::Yes),
+                Ok(Err(error)) => (Ending::Unreadable(error), Read { extents: Vec::new(), whole: Some(Hash::of(b"")) }),
                 Err(Stopped) => return,
             };
             let again = attempt < 2 && !matches!(ending, Ending::Settled(_));
             // A file in one chunk has its hash from there; nothing of it went to the file hasher.
-            let for_file = (!again && whole == Whole::No).then_some(item.file);
-            let for_chunks = (!again).then_some((item.file, ending));
-            if pieces.send(ToFile::End(for_file)).is_err() || chunks.send(ToChunks::End(for_chunks, whole)).is_err() {
+            let for_file = (!again && read.whole.is_none()).then_some(item.file);
+            if pieces.send(ToFile::End(for_file)).is_err() {
                 return;
             }
             if !again {
+                let Read { extents, whole } = read;
+                if said.send(Said::Chunks { file: item.file, extents, ending, whole }).is_err() {
+                    return;
+                }
                 break;
             }
         }
     }
 }
 
-type OneRead = std::io::Result<(Stat, bool, Whole)>;
+/// A file's chunks.
+struct Read {
+    extents: Vec<Extent>,
+    /// The file's hash, where there is no more than one chunk.
+    whole: Option<Hash>,
+}
 
-/// Reads and cuts one file.
-fn read_one(
-    context: &Context,
-    item: &Item,
-    chunks: &SyncSender<ToChunks>,
-    pieces: &SyncSender<ToFile>,
-) -> Result<OneRead, Stopped> {
+type OneRead = std::io::Result<(Stat, bool, Read)>;
+
+/// Reads one file, cuts it and hashes its chunks.
+fn read_one(context: &Context, item: &Item, pieces: &SyncSender<ToFile>) -> Result<OneRead, Stopped> {
     let (fd, before) = match open_regular(&context.folder, &item.path) {
         Ok(opened) => opened,
         Err(error) => return Ok(Err(error)),
     };
     let mut file = std::fs::File::from(fd);
+    let mut extents: Vec<Extent> = Vec::new();
     let mut carried = Bytes::new();
     let mut total = 0u64;
-    let mut first = true;
     loop {
         let mut buffer = context.pool.take();
         let space = buffer.as_mut_slice();
@@ -205,22 +175,17 @@ fn read_one(
         let fresh = (filled - carried.len()) as u64;
         total += fresh;
         context.progress.advance(Phase::Read, fresh);
-        let window = buffer.freeze().slice(..filled);
-        let mut at = 0;
-        let mut lengths = Vec::new();
-        while at < filled && (ended || filled - at >= MAX_CHUNK_BYTES as usize) {
-            let length = cut(&window[at..]);
-            lengths.push(length);
-            at += length;
-        }
-        let whole = first && ended && lengths.len() <= 1;
-        if !whole && at > 0 && pieces.send(ToFile::Bytes(window.slice(..at))).is_err() {
-            return Err(Stopped);
-        }
-        let mut from = 0;
-        for length in lengths {
-            chunks.send(ToChunks::Chunk(window.slice(from..from + length))).map_err(|_| Stopped)?;
-            from += length;
+        let mut rest = buffer.freeze().slice(..filled);
+        while !rest.is_empty() && (ended || rest.len() >= MAX_CHUNK_BYTES as usize) {
+            let bytes = rest.split_to(cut(&rest));
+            let whole = ended && rest.is_empty() && extents.is_empty();
+            if !whole {
+                pieces.send(ToFile::Bytes(bytes.clone())).map_err(|_| Stopped)?;
+            }
+            let chunk = Hash::of(&bytes);
+            let length = u32::try_from(bytes.len()).unwrap_or(MAX_CHUNK_BYTES);
+            extents.push(Extent { chunk, offset: 0, length });
+            context.outlet.put(chunk, bytes)?;
         }
         if ended {
             let (after, _) = match stat_of(&file) {
@@ -228,11 +193,14 @@ fn read_one(
                 Err(error) => return Ok(Err(error)),
             };
             let settled = before == after && total == after.size;
-            let whole = if whole { Whole::Yes } else { Whole::No };
-            return Ok(Ok((Stat { size: total, ..after }, settled, whole)));
+            let whole = match extents.as_slice() {
+                [] => Some(Hash::of(b"")),
+                [only] => Some(only.chunk),
+                _ => None,
+            };
+            return Ok(Ok((Stat { size: total, ..after }, settled, Read { extents, whole })));
         }
-        carried = window.slice(at..);
-        first = false;
+        carried = rest;
     }
 }
 
