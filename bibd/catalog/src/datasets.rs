@@ -167,7 +167,7 @@ static SET_LATEST: Statement = Statement::new(
     Class::Update,
     "datasets",
     "UPDATE bib.datasets
-     SET latest = $2, last_n = $3, versions = versions + 1, title = $4, description = $5, license = $6, metadata = $7,
+     SET latest = $2, last_n = greatest(last_n, $3), versions = versions + $11, title = $4, description = $5, license = $6, metadata = $7,
          creators = coalesce($7::jsonb -> 'creators', '[]'), funders = coalesce($7 -> 'funders', '[]'),
          related = coalesce($7 -> 'related', '[]'),
          keywords = ARRAY(SELECT jsonb_array_elements_text(coalesce($7 -> 'keywords', '[]'))),
@@ -177,10 +177,11 @@ static SET_LATEST: Statement = Statement::new(
      WHERE id = $1 AND deleted_at IS NULL",
 );
 
-static MOVE_LATEST: Statement = Statement::new(
+static CLEAR_LATEST: Statement = Statement::new(
     Class::Update,
     "datasets",
-    "UPDATE bib.datasets SET latest = $2, updated_at = $3 WHERE id = $1 AND deleted_at IS NULL",
+    "UPDATE bib.datasets SET latest = NULL, versions = 0, files = 0, size_bytes = 0, updated_at = $2
+     WHERE id = $1 AND deleted_at IS NULL",
 );
 
 static DELETE: Statement = Statement::new(
@@ -200,7 +201,7 @@ static COUNT: Statement = Statement::new(
 );
 
 pub(crate) static STATEMENTS: &[&Statement] =
-    &[&FIND_BY_NAME, &FIND_BY_ID, &LIST, &INSERT, &UPDATE, &LOCK, &SET_LATEST, &MOVE_LATEST, &DELETE, &COUNT];
+    &[&FIND_BY_NAME, &FIND_BY_ID, &LIST, &INSERT, &UPDATE, &LOCK, &SET_LATEST, &CLEAR_LATEST, &DELETE, &COUNT];
 
 #[derive(FromRow)]
 struct DatasetRow {
@@ -375,11 +376,23 @@ pub async fn lock(tx: &mut Tx, id: DatasetId) -> Result<Option<(Option<Hash>, u6
     .transpose()
 }
 
-/// Makes a version the latest.
+/// Makes a new version the latest.
 ///
 /// # Errors
 /// When the dataset is gone.
 pub async fn set_latest(tx: &mut Tx, id: DatasetId, latest: &Latest, now: Timestamp) -> Result<()> {
+    put_latest(tx, id, latest, 1, now).await
+}
+
+/// Describes a dataset by what is the latest now that a version was withdrawn.
+///
+/// # Errors
+/// When the dataset is gone.
+pub async fn fall_back(tx: &mut Tx, id: DatasetId, latest: &Latest, now: Timestamp) -> Result<()> {
+    put_latest(tx, id, latest, -1, now).await
+}
+
+async fn put_latest(tx: &mut Tx, id: DatasetId, latest: &Latest, added: i64, now: Timestamp) -> Result<()> {
     SET_LATEST
         .on(tx)
         .bind(id.as_uuid())
@@ -392,22 +405,17 @@ pub async fn set_latest(tx: &mut Tx, id: DatasetId, latest: &Latest, now: Timest
         .bind(signed(latest.files)?)
         .bind(signed(latest.size_bytes)?)
         .bind(now.to_offset())
+        .bind(added)
         .execute_one()
         .await
 }
 
-/// Moves `latest` without a publish (after a withdrawal).
+/// No version is left to be the latest. Title and description stay: they are the tombstone's.
 ///
 /// # Errors
 /// When the dataset is gone.
-pub async fn move_latest(tx: &mut Tx, id: DatasetId, latest: Option<&Hash>, now: Timestamp) -> Result<()> {
-    MOVE_LATEST
-        .on(tx)
-        .bind(id.as_uuid())
-        .bind(latest.map(|hash| hash.as_bytes().to_vec()))
-        .bind(now.to_offset())
-        .execute_one()
-        .await
+pub async fn clear_latest(tx: &mut Tx, id: DatasetId, now: Timestamp) -> Result<()> {
+    CLEAR_LATEST.on(tx).bind(id.as_uuid()).bind(now.to_offset()).execute_one().await
 }
 
 /// Hides a dataset and frees its name.

@@ -93,6 +93,14 @@ impl Db {
         Ok(Tx { inner, notes: Vec::new() })
     }
 
+    /// A connection for reading the server's statistics (`bibd_monitor`).
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn read_monitor(&self) -> Result<Read> {
+        read(&self.0.monitor).await
+    }
+
     /// The pool of `bibd_monitor`, for the checklist of `bibd-postgres`.
     #[must_use]
     pub fn monitor(&self) -> &PgPool {

@@ -73,13 +73,30 @@ static CHARGE: Statement = Statement::new(
     Class::Insert,
     "quotas",
     "INSERT INTO bib.quotas (subject, kind, limit_bytes, used_bytes, updated_at)
-     VALUES ($1, $2, $3, greatest($4, 0), $5)
+     VALUES ($1, $2, NULL, greatest($4, 0), $5)
      ON CONFLICT (subject, kind) DO UPDATE
      SET used_bytes = greatest(quotas.used_bytes + $4, 0), updated_at = excluded.updated_at
-     RETURNING limit_bytes, used_bytes",
+     RETURNING coalesce(limit_bytes, $3::bigint), used_bytes",
 );
 
-pub(crate) static STATEMENTS: &[&Statement] = &[&BEGIN, &FIND, &TOUCH, &SET_PARENT, &END, &EXPIRED, &CHARGE];
+// $2: one version, or NULL for all of the dataset's. Each is given back once.
+static GIVE_BACK: Statement = Statement::new(
+    Class::Update,
+    "quotas",
+    "WITH charged AS (
+         SELECT hash, published_by, charged_bytes FROM bib.versions
+         WHERE dataset_id = $1 AND (hash = $2 OR $2 IS NULL) AND charged_bytes > 0
+         FOR UPDATE
+     ), settled AS (
+         UPDATE bib.versions v SET charged_bytes = 0 FROM charged WHERE v.hash = charged.hash
+     )
+     UPDATE bib.quotas q SET used_bytes = greatest(q.used_bytes - share.bytes, 0), updated_at = $3
+     FROM (SELECT published_by::text AS subject, sum(charged_bytes)::bigint AS bytes FROM charged GROUP BY 1) share
+     WHERE q.kind = 'storage' AND q.subject = share.subject",
+);
+
+pub(crate) static STATEMENTS: &[&Statement] =
+    &[&BEGIN, &FIND, &TOUCH, &SET_PARENT, &END, &EXPIRED, &CHARGE, &GIVE_BACK];
 
 #[derive(FromRow)]
 struct UploadRow {
@@ -167,9 +184,8 @@ pub async fn expired(session: &mut impl Session, now: Timestamp, limit: u32) -> 
     Ok(rows.into_iter().map(|(id,)| SessionId::from_uuid(id)).collect())
 }
 
-/// Charges bytes to a quota (or gives them back when negative). `default_limit` is what a subject without a row gets.
-/// An answer means that
-/// the limit would be passed: roll the transaction back.
+/// Charges bytes to a quota (or gives them back when negative). `default_limit` holds for subjects without their own.
+/// An answer means that the limit would be passed: roll the transaction back.
 ///
 /// # Errors
 /// When the database is gone.
@@ -190,4 +206,14 @@ pub async fn charge(
         }
         _ => None,
     })
+}
+
+/// Gives back what `version` of a dataset, or every version of it, was charged to the storage quota of who published it.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn give_back(tx: &mut Tx, dataset: DatasetId, version: Option<&Hash>, now: Timestamp) -> Result<()> {
+    let version = version.map(|hash| hash.as_bytes().to_vec());
+    GIVE_BACK.on(tx).bind(dataset.as_uuid()).bind(version).bind(now.to_offset()).execute().await?;
+    Ok(())
 }

@@ -25,6 +25,7 @@ pub mod pages;
 pub mod records;
 mod row;
 mod statement;
+pub mod statistics;
 pub mod topics;
 pub mod users;
 pub mod versions;
@@ -45,6 +46,7 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
         node::STATEMENTS.to_vec(),
         pages::STATEMENTS.to_vec(),
         records::STATEMENTS.to_vec(),
+        statistics::STATEMENTS.to_vec(),
         topics::STATEMENTS.to_vec(),
         users::STATEMENTS.to_vec(),
         versions::STATEMENTS.to_vec(),

@@ -40,6 +40,7 @@ migrations! {
     3 "create_versions" "0003_create_versions",
     4 "create_audit" "0004_create_audit",
     5 "grant_roles" "0005_grant_roles",
+    6 "add_version_charges" "0006_add_version_charges",
 }
 
 /// Why migrating stopped. The database is as it was before the migration that failed.

@@ -155,8 +155,8 @@ static INSERT: Statement = Statement::new(
     "WITH made AS (
          INSERT INTO bib.versions (hash, dataset_id, n, content, parents, label, message, license, author_kind,
                                    author_key, author_name, time, statement, signature, files, size_bytes,
-                                   published_by, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+                                   published_by, created_at, charged_bytes)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $20)
      )
      INSERT INTO bib.version_roots (version, content_root, layout_root) VALUES ($1, $4, $19)",
 );
@@ -338,11 +338,12 @@ pub async fn pending(session: &mut impl Session, limit: u32) -> Result<Vec<Versi
     rows.into_iter().map(VersionRow::into_version).collect()
 }
 
-/// Keeps a version (its `state`, `withdrawal_reason` are not looked at: it begins pending).
+/// Keeps a version (its `state`, `withdrawal_reason` are not looked at: it begins pending), whose publish was charged so
+/// many bytes.
 ///
 /// # Errors
 /// `Conflict` on `versions_pkey` when it is there already.
-pub async fn insert(tx: &mut Tx, version: &Version) -> Result<()> {
+pub async fn insert(tx: &mut Tx, version: &Version, charged_bytes: u64) -> Result<()> {
     INSERT
         .on(tx)
         .bind(&version.hash.as_bytes()[..])
@@ -364,6 +365,7 @@ pub async fn insert(tx: &mut Tx, version: &Version) -> Result<()> {
         .bind(version.published_by.map(|user| user.as_uuid()))
         .bind(version.created_at.to_offset())
         .bind(&version.layout.as_bytes()[..])
+        .bind(signed(charged_bytes)?)
         .execute_one()
         .await
 }

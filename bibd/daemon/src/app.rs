@@ -37,7 +37,7 @@ use crate::logging::Logs;
 use crate::metrics::{self, Metrics};
 use crate::ready::{Ready, ReadyFile};
 use crate::secrets::Secrets;
-use crate::services::recovery;
+use crate::services::{recovery, statistics};
 use crate::space::Space;
 use crate::supervisor::{Policy, Supervisor, TaskKind};
 
@@ -531,12 +531,16 @@ fn listen(foundation: &Foundation, bound: Bound, stack: StackParts, routes: Rout
         });
     }
     if let Some(listener) = bound.metrics {
-        let (metrics, mut listener) = (Arc::clone(&foundation.metrics), Some(listener));
+        let (db, metrics, mut listener) = (foundation.db.clone(), Arc::clone(&foundation.metrics), Some(listener));
         supervisor.spawn(TaskKind::Edge, Policy::OneShot, "metrics", move |stop| {
-            let (metrics, listener) = (Arc::clone(&metrics), listener.take());
+            let (db, metrics, listener) = (db.clone(), Arc::clone(&metrics), listener.take());
             async move {
                 let listener = listener.ok_or("the metrics were started twice")?;
-                Ok(metrics::serve(listener, metrics, stop).await?)
+                let render = move || {
+                    let (db, metrics) = (db.clone(), Arc::clone(&metrics));
+                    async move { statistics::render(&db, &metrics).await }
+                };
+                Ok(metrics::serve(listener, render, stop).await?)
             }
         });
     }

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bibd_catalog::statistics::Statistics;
 use prometheus::{
     Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -34,6 +35,19 @@ pub struct Metrics {
     pub task_failures: IntCounterVec,
     /// `bibd_start_time_seconds`.
     pub started: Gauge,
+    /// What PostgreSQL says of itself.
+    pub database: DatabaseMetrics,
+}
+
+/// Counters that PostgreSQL keeps, as it was last asked for them.
+#[derive(Debug)]
+pub struct DatabaseMetrics {
+    /// `bibd_postgres_rows_written_total{verb}`.
+    rows: IntGaugeVec,
+    /// `bibd_postgres_wal_bytes_total`.
+    wal: IntGauge,
+    /// `bibd_postgres_database_bytes`.
+    size: IntGauge,
 }
 
 /// Seconds: from a tenth of a millisecond to the time limit of a call.
@@ -66,6 +80,13 @@ impl Metrics {
         let seconds = HistogramOpts::new("bibd_grpc_request_seconds", "Time until a call's last byte.");
         let request_seconds = HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["method"])?;
         registry.register(Box::new(request_seconds.clone()))?;
+        let rows = Opts::new("bibd_postgres_rows_written_total", "Rows of the catalog's tables written.");
+        let rows = IntGaugeVec::new(rows, &["verb"])?;
+        let wal = IntGauge::new("bibd_postgres_wal_bytes_total", "Write-ahead log written.")?;
+        let size = IntGauge::new("bibd_postgres_database_bytes", "Size of the database on disk.")?;
+        registry.register(Box::new(rows.clone()))?;
+        registry.register(Box::new(wal.clone()))?;
+        registry.register(Box::new(size.clone()))?;
         Ok(Arc::new(Self {
             requests: counters("bibd_grpc_requests_total", "Calls answered.", &["method", "code"])?,
             request_seconds,
@@ -80,6 +101,7 @@ impl Metrics {
             )?,
             task_failures: counters("bibd_tasks_failed_total", "Background tasks that failed or panicked.", &["task"])?,
             started,
+            database: DatabaseMetrics { rows, wal, size },
             registry,
         }))
     }
@@ -95,18 +117,35 @@ impl Metrics {
     }
 }
 
-/// Serves `GET /metrics` on a listener that is bound already, until `stop`.
+impl DatabaseMetrics {
+    /// Shows what the database said.
+    pub fn set(&self, found: &Statistics) {
+        let shown = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let rows = [("insert", found.rows_inserted), ("update", found.rows_updated), ("delete", found.rows_deleted)];
+        for (verb, count) in rows {
+            self.rows.with_label_values(&[verb]).set(shown(count));
+        }
+        self.wal.set(shown(found.wal_bytes));
+        self.size.set(shown(found.database_bytes));
+    }
+}
+
+/// Serves `GET /metrics`, whose text `render` makes, on a listener that is bound already, until `stop`.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub async fn serve<F, R>(
     listener: tokio::net::TcpListener,
-    metrics: Arc<Metrics>,
+    render: F,
     stop: CancellationToken,
-) -> Result<(), std::io::Error> {
+) -> Result<(), std::io::Error>
+where
+    F: Fn() -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = String> + Send,
+{
     let answer = move || async move {
         let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
-        (headers, metrics.render())
+        (headers, render().await)
     };
     let router = axum::Router::new().route("/metrics", axum::routing::get(answer));
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await

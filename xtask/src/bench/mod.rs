@@ -124,7 +124,7 @@ fn machine(postgres: &Path) -> anyhow::Result<Machine> {
     let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let kib = memory.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's version")?;
-    let storage = capture(Command::new("stat").args(["-f", "-c", "%T"]).arg(std::env::temp_dir()))?;
+    let storage = capture(Command::new("findmnt").args(["-n", "-o", "FSTYPE", "--target"]).arg(std::env::temp_dir()))?;
     Ok(Machine {
         processor: processor.trim_start_matches(['\t', ' ', ':']).to_owned(),
         threads: std::thread::available_parallelism().context("count the processors")?.get(),

@@ -181,7 +181,10 @@ async fn a_broken_stream_is_resumed_and_what_was_lost_is_sent_again() {
     let kept = home.node.store.lock().unwrap().chunks.len() as u64;
     assert!(kept >= 3);
     let published = home.publish(source.path()).run(&home.client, heard.clone()).await.unwrap();
-    assert_eq!(published.chunks_sent, 2 * published.chunks - kept);
+    // Each once more for what was lost, and before that at most what the first run had not brought; the node may have
+    // kept more of it after the run had failed.
+    let sent = published.chunks_sent;
+    assert!((published.chunks..=2 * published.chunks - kept).contains(&sent), "{sent} sent, {kept} kept");
     let notices = heard.notices.lock().unwrap();
     assert!(notices.contains(&Notice::Resumed));
     assert!(notices.iter().any(|notice| matches!(notice, Notice::SentAgain { .. })));

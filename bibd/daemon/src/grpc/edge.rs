@@ -82,15 +82,16 @@ impl Edge {
             clock: Arc::clone(&foundation.clock),
         };
         let dataset_handler = DatasetHandler::new(DatasetCatalog::new(base.clone(), datasets), data);
-        // Messages are limited to 4 MiB by tonic's own default, which is also the limit of our formats.
-        let handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
+        let limit = usize::try_from(foundation.config().grpc.max_message_bytes.0)?;
+        let topic_handler = TopicHandler::new(topics, grants, base.updates.clone(), base.peer);
+        let users = Users::new(accounts.clone());
         let routes = Routes::default()
-            .add_service(AuthServiceServer::new(AuthHandler::new(&accounts, log_ins)))
-            .add_service(UserServiceServer::new(UserHandler::new(Users::new(accounts.clone()))))
-            .add_service(TopicServiceServer::new(handler))
-            .add_service(DatasetServiceServer::new(dataset_handler))
-            .add_service(NodeServiceServer::new(NodeHandler::new(node)))
-            .add_service(AdminServiceServer::new(AdminHandler::new(admin)));
+            .add_service(AuthServiceServer::new(AuthHandler::new(&accounts, log_ins)).max_decoding_message_size(limit))
+            .add_service(UserServiceServer::new(UserHandler::new(users)).max_decoding_message_size(limit))
+            .add_service(TopicServiceServer::new(topic_handler).max_decoding_message_size(limit))
+            .add_service(DatasetServiceServer::new(dataset_handler).max_decoding_message_size(limit))
+            .add_service(NodeServiceServer::new(NodeHandler::new(node)).max_decoding_message_size(limit))
+            .add_service(AdminServiceServer::new(AdminHandler::new(admin)).max_decoding_message_size(limit));
         Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(refusals) })
     }
 }

@@ -5,6 +5,7 @@
 //! the trash; after 24 hours the trash is emptied. Whatever is killed in between is taken up by the next round. An
 //! upload of a doomed or trashed chunk revives it. Memory: one slice.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use bib_core::layout::LayoutPage;
 use bib_core::{Hash, Timestamp};
 use bibd_catalog::chunks::{self, Named};
 use bibd_catalog::pages::{self, PageKind};
-use bibd_catalog::{Tx, leases};
+use bibd_catalog::{Read, Tx, leases};
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use super::activity::Activity;
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
-use super::page_list::{self, ordered};
+use super::page_list::{self, PageListError, ordered};
 use super::reference;
 use super::store_errors::not_stored;
 use crate::actor::Call;
@@ -267,7 +268,8 @@ impl CollectorUseCases {
     }
 
     /// The chunks that the layout of a version names, for [`CollectorUseCases::purge`] after its withdrawal. None when
-    /// there is no such version for the caller: the withdrawal will say so.
+    /// there is no such version for the caller: the withdrawal will say so. Those on a damaged page are left out, since a
+    /// version must go even then; the next collection takes them, through the trash.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -279,13 +281,13 @@ impl CollectorUseCases {
         if found.version.state == bibd_catalog::versions::VersionState::Withdrawn {
             return Ok(Vec::new());
         }
-        let layout = page_list::layout(&mut session, &found.version.layout).await?;
-        let mut named = std::collections::BTreeSet::new();
-        for page in layout.pages.iter().flat_map(|page| &page.pages) {
-            let body = ordered(&mut session, std::slice::from_ref(page), PageKind::LayoutPage).await?;
-            for page in body {
-                let parsed = LayoutPage::parse(&page.body).map_err(ServiceError::internal)?;
-                named.extend(parsed.lines.iter().flat_map(|line| line.extents.iter().map(|extent| extent.chunk)));
+        let mut named = BTreeSet::new();
+        match collect_named(&mut session, &found.version.layout, &mut named).await {
+            Ok(()) => {}
+            Err(error) if !error.is_damage() => return Err(error.into()),
+            Err(damage) => {
+                tracing::warn!(version = %found.version.hash, error = &damage as &dyn std::error::Error,
+                    "a withdrawn version's layout is damaged: its chunks go with the next collection");
             }
         }
         Ok(named.into_iter().collect())
@@ -347,6 +349,30 @@ impl Collected {
             reason: REASON,
         }));
     }
+}
+
+/// Adds the chunks that the pages of `layout` name, of as many pages as can be read.
+async fn collect_named(session: &mut Read, layout: &Hash, named: &mut BTreeSet<Hash>) -> Result<(), PageListError> {
+    let layout = page_list::layout(session, layout).await?;
+    let mut outcome = Ok(());
+    for page in layout.pages.iter().flat_map(|page| &page.pages) {
+        let parsed = match ordered(session, std::slice::from_ref(page), PageKind::LayoutPage).await {
+            Ok(found) => found.iter().map(|found| LayoutPage::parse(&found.body)).collect::<Result<Vec<_>, _>>(),
+            Err(error) if !error.is_damage() => return Err(error),
+            Err(damage) => {
+                outcome = Err(damage);
+                continue;
+            }
+        };
+        match parsed {
+            Ok(pages) => {
+                let lines = pages.iter().flat_map(|page| &page.lines);
+                named.extend(lines.flat_map(|line| &line.extents).map(|extent| extent.chunk));
+            }
+            Err(error) => outcome = Err(PageListError::Wrong { hash: *page, reason: error.to_string() }),
+        }
+    }
+    outcome
 }
 
 /// Rows are collected however young they are: whoever writes one leases it in the same transaction.

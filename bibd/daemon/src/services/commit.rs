@@ -10,7 +10,7 @@ use bib_core::signature::VERSION_NAMESPACE;
 use bib_core::statement::{Author, MAX_STATEMENT_BYTES, Statement};
 use bib_core::{Hash, KeyFingerprint, SessionId};
 use bib_identity::ssh;
-use bibd_catalog::datasets::{self, Latest, SeenDataset};
+use bibd_catalog::datasets::{self, SeenDataset};
 use bibd_catalog::leases::{self, Upload};
 use bibd_catalog::users::UserKey;
 use bibd_catalog::versions::{self, Version, VersionState};
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::check::{self, Checked, Roots};
-use super::dataset::DatasetUseCases;
+use super::dataset::{DatasetUseCases, latest_of};
 use super::error::ServiceError;
 use super::journal::Act;
 use super::publish_records;
@@ -173,28 +173,15 @@ impl CommitUseCases {
         let vouched = publish_records::person(base, &mut tx, call, &signed.key).await?;
         let signed = Signed { name: signed.name.clone().or(Some(vouched)), ..signed };
         let version = new_version(call, wanted, seen, &signed, &checked, last_n + 1, now);
-        versions::insert(&mut tx, &version).await.map_err(|error| match error {
+        versions::insert(&mut tx, &version, staged).await.map_err(|error| match error {
             error if error.is_conflict_on("versions_pkey") => {
                 ServiceError::already_exists("version", &version.hash.to_string())
             }
             other => other.into(),
         })?;
         pages::set_spans(&mut tx, id, &checked.pages, version.n).await?;
-        let latest = Latest {
-            version: version.hash,
-            n: version.n,
-            title: signed.statement.metadata.title.clone().unwrap_or_else(|| seen.dataset.title.clone()),
-            description: signed
-                .statement
-                .metadata
-                .description
-                .clone()
-                .unwrap_or_else(|| seen.dataset.description.clone()),
-            license: version.license.clone(),
-            metadata: signed.statement.metadata.to_value().map_err(ServiceError::internal)?,
-            files: checked.files,
-            size_bytes: checked.size_bytes,
-        };
+        let unsaid = (seen.dataset.title.as_str(), seen.dataset.description.as_str());
+        let latest = latest_of(&version, &signed.statement.metadata, unsaid)?;
         datasets::set_latest(&mut tx, id, &latest, now).await?;
         publish_records::dataset(base, &mut tx, &seen.dataset, version.hash).await?;
         publish_records::version(base, &mut tx, &version).await?;

@@ -2,15 +2,16 @@
 //! reading bytes are in their own files.
 
 use bib_core::access::{Embargo, Standing, Verb};
-use bib_core::metadata::license;
+use bib_core::metadata::{Metadata, license};
 use bib_core::name::{DatasetName, TagName};
 use bib_core::record::{
     Body, Dataset as DatasetRecord, Life, Revision, Tag as TagRecord, Withdrawal, WithdrawalSubject,
 };
+use bib_core::statement::Statement;
 use bib_core::{DatasetId, Hash};
-use bibd_catalog::datasets::{self, Dataset, DatasetFilter, SeenDataset};
+use bibd_catalog::datasets::{self, Dataset, DatasetFilter, Latest, SeenDataset};
 use bibd_catalog::versions::{self, Tag, Version, VersionState};
-use bibd_catalog::{Session, Tx, pages, records, topics};
+use bibd_catalog::{Session, Tx, leases, pages, records, topics};
 use serde_json::json;
 
 use super::base::{Base, allow_node, allow_topic};
@@ -203,6 +204,7 @@ impl DatasetUseCases {
         }
         datasets::lock(&mut tx, id).await?.ok_or_else(|| ServiceError::not_found("dataset", name))?;
         self.sign_again(&mut tx, &seen.dataset, None, Life::Deleted).await?;
+        leases::give_back(&mut tx, id, None, self.base.now()).await?;
         let versions = versions::delete_all(&mut tx, id, self.base.now()).await?;
         pages::drop_dead_spans(&mut tx, id).await?;
         datasets::delete(&mut tx, id, self.base.now()).await?;
@@ -333,13 +335,39 @@ impl DatasetUseCases {
         let signed = self.base.sign_next(&mut tx, "withdrawal", &name, make).await?;
         records::put(&mut tx, "withdrawal", &name, &signed, now).await?;
         let latest = versions::newest_live(&mut tx, id).await?;
-        datasets::move_latest(&mut tx, id, latest.as_ref(), now).await?;
+        self.fall_back(&mut tx, seen, version, latest.as_ref()).await?;
+        leases::give_back(&mut tx, id, Some(&version.hash), now).await?;
         self.sign_again(&mut tx, &seen.dataset, latest, Life::Live).await?;
         pages::drop_dead_spans(&mut tx, id).await?;
         let act = Act::new("dataset.withdraw", format!("version:{name}"), json!({"reason": reason}));
         self.base.journal.commit(tx, call, act).await?;
         self.tell("version.withdrawn", seen, &name);
         Ok(())
+    }
+
+    /// Describes the dataset by what is the latest version after `withdrawn`: nothing of what that said about itself stays,
+    /// unless no other is left. Then title and description are the tombstone's.
+    async fn fall_back(
+        &self,
+        tx: &mut Tx,
+        seen: &SeenDataset,
+        withdrawn: &Version,
+        latest: Option<&Hash>,
+    ) -> Result<(), ServiceError> {
+        let (id, now) = (seen.dataset.id, self.base.now());
+        let earlier = match latest {
+            Some(latest) => versions::find(tx, latest).await?,
+            None => None,
+        };
+        let Some(earlier) = earlier else { return Ok(datasets::clear_latest(tx, id, now).await?) };
+        let said = Statement::parse(&withdrawn.statement).map_err(ServiceError::internal)?.metadata;
+        // A version without a title took over the one before; if that is gone, so is what it said.
+        let (title, description) = (&seen.dataset.title, &seen.dataset.description);
+        let title = if said.title.as_ref() == Some(title) { "" } else { title };
+        let description = if said.description.as_ref() == Some(description) { "" } else { description };
+        let metadata = Statement::parse(&earlier.statement).map_err(ServiceError::internal)?.metadata;
+        let latest = latest_of(&earlier, &metadata, (title, description))?;
+        Ok(datasets::fall_back(tx, id, &latest, now).await?)
     }
 
     /// The dataset of this full name or id, if the caller may do `verb` with it.
@@ -424,6 +452,20 @@ impl DatasetUseCases {
         records::put(tx, "tag", &id, &signed, now).await?;
         Ok(())
     }
+}
+
+/// How a dataset is described by its latest version; title and description, where it says none, are `unsaid`.
+pub(super) fn latest_of(version: &Version, metadata: &Metadata, unsaid: (&str, &str)) -> Result<Latest, ServiceError> {
+    Ok(Latest {
+        version: version.hash,
+        n: version.n,
+        title: metadata.title.clone().unwrap_or_else(|| unsaid.0.to_owned()),
+        description: metadata.description.clone().unwrap_or_else(|| unsaid.1.to_owned()),
+        license: version.license.clone(),
+        metadata: metadata.to_value().map_err(ServiceError::internal)?,
+        files: version.files,
+        size_bytes: version.size_bytes,
+    })
 }
 
 fn record(dataset: &Dataset, revision: Revision, name: DatasetName, latest: Option<Hash>, life: Life) -> DatasetRecord {

@@ -38,6 +38,7 @@ pub mod refusals;
 pub mod scrub;
 pub mod sequencer;
 pub mod sessions;
+pub mod statistics;
 mod store_errors;
 pub mod tasks;
 pub mod tokens;

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
+use super::statistics;
 use crate::actor::Call;
 use crate::config::Provisioner;
 use crate::foundation::Foundation;
@@ -155,8 +156,8 @@ impl NodeUseCases {
     ///
     /// # Errors
     /// When the caller may not.
-    pub fn metrics(&self, call: &Call) -> Result<String, ServiceError> {
+    pub async fn metrics(&self, call: &Call) -> Result<String, ServiceError> {
         allow_node(call, Verb::MetricsRead)?;
-        Ok(self.foundation.metrics.render())
+        Ok(statistics::render(&self.foundation.db, &self.foundation.metrics).await)
     }
 }

@@ -61,6 +61,11 @@ pub enum PageListError {
 }
 
 impl PageListError {
+    /// Whether pages are missing or wrong, rather than the catalog silent.
+    pub(super) const fn is_damage(&self) -> bool {
+        !matches!(self, Self::Catalog(error) if !matches!(error, bibd_catalog::Error::Inconsistent { .. }))
+    }
+
     /// As the refusal of what a client sent.
     pub(super) fn refused(self, field: &'static str) -> ServiceError {
         match self {

@@ -31,10 +31,6 @@ const ANSWER_SECONDS: i64 = 24 * 60 * 60;
 /// # Errors
 /// When the audit log cannot be taken up.
 pub async fn start(foundation: &Foundation, base: &Base) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut tx = base.db.begin(&base.context(&base.internal_call("start"), "start")).await?;
-    node::put_self(&mut tx, &base.peer, env!("CARGO_PKG_VERSION"), base.now()).await?;
-    tx.commit().await?;
-
     sequencer(foundation, base).await?;
     let (uses, for_uses) = (Arc::clone(&foundation.superuser_uses), base.clone());
     foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "superuser-uses", move |stop| {

@@ -110,7 +110,7 @@ impl AdminService for AdminHandler {
         request: Request<pb::GetMetricsRequest>,
     ) -> Result<Response<pb::GetMetricsResponse>, Status> {
         let call = call_of(&request)?;
-        Ok(Response::new(pb::GetMetricsResponse { text: self.parts.node.metrics(&call)? }))
+        Ok(Response::new(pb::GetMetricsResponse { text: self.parts.node.metrics(&call).await? }))
     }
 
     type StreamLogsStream = Streamed<LogEntry>;

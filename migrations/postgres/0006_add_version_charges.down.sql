@@ -1,0 +1,1 @@
+ALTER TABLE bib.versions DROP COLUMN charged_bytes;
