@@ -1,7 +1,7 @@
 //! Grants on topics, as they stand now. Their history is in the records and the audit log.
 
 use bib_core::access::GrantLevel;
-use bib_core::{Timestamp, TopicId};
+use bib_core::{Timestamp, TopicId, UserId};
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -54,7 +54,15 @@ static RENEW: Statement = Statement::new(
      WHERE topic_id = $1 AND subject = $2 AND level = $5 AND created_at = $6 AND expires_at = $7",
 );
 
-pub(crate) static STATEMENTS: &[&Statement] = &[&PUT, &DELETE, &LIST, &EXPIRING, &RENEW];
+static HOLDERS: Statement = Statement::new(
+    Class::Select,
+    "topic_grants",
+    "SELECT DISTINCT k.user_id FROM bib.topic_grants g
+     JOIN bib.user_keys k ON k.fingerprint = g.subject AND k.removed_at IS NULL
+     WHERE g.topic_id = $1 AND g.expires_at > $2",
+);
+
+pub(crate) static STATEMENTS: &[&Statement] = &[&PUT, &DELETE, &LIST, &EXPIRING, &RENEW, &HOLDERS];
 
 /// A grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +138,15 @@ pub async fn renew(tx: &mut Tx, before: &TopicGrant, now: Timestamp, expires_at:
 /// When the database refuses.
 pub async fn delete(tx: &mut Tx, topic: TopicId, subject: &str) -> Result<bool> {
     Ok(DELETE.on(tx).bind(topic.as_uuid()).bind(subject).execute().await? == 1)
+}
+
+/// The users who hold a grant on a topic.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn holders(session: &mut impl Session, topic: TopicId, now: Timestamp) -> Result<Vec<UserId>> {
+    let rows: Vec<(Uuid,)> = HOLDERS.on(session).bind(topic.as_uuid()).bind(now.to_offset()).all().await?;
+    Ok(rows.into_iter().map(|(user,)| UserId::from_uuid(user)).collect())
 }
 
 /// A page of a topic's grants, by subject.

@@ -180,3 +180,32 @@ async fn what_was_taken_back_during_an_upload_counts_at_the_commit() {
     assert!(matches!(committed, Committed::Version { created: true, .. }));
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_see_a_topic_hears_that_it_is_gone() {
+    let Some(lab) = Lab::start().await else { return };
+    let ada = lab.person("ada", NodeRole::Writer).await;
+    let ben = lab.person("ben", NodeRole::Writer).await;
+    let eve = lab.person("eve", NodeRole::Writer).await;
+    let admin = lab.person("root", NodeRole::Admin).await;
+    let mut updates = lab.base.updates.listen();
+    lab.topics.create(&ada.call, NewTopic::named("hidden".parse().unwrap())).await.unwrap();
+    let grants = GrantUseCases::new(lab.base.clone(), lab.topics.clone());
+    grants.grant(&ada.call, "hidden", "ben", GrantLevel::Read, 0).await.unwrap();
+    lab.topics.delete(&ada.call, "hidden").await.unwrap();
+    let made = updates.recv().await.unwrap();
+    let gone = loop {
+        let update = updates.recv().await.unwrap();
+        if update.kind == "topic.deleted" {
+            break update;
+        }
+    };
+    assert_eq!((made.kind, gone.topic.as_str()), ("topic.created", "hidden"));
+    for (who, hears) in [(&ada, true), (&ben, true), (&eve, false), (&admin, true)] {
+        assert_eq!(lab.topics.may_hear(&who.call, &gone).await, hears, "{}", who.call.actor.name);
+    }
+    let mut narrow = ada.call.clone();
+    narrow.actor.scopes = Scopes::Only(vec![Scope::TopicRead("other".to_owned())]);
+    assert!(!lab.topics.may_hear(&narrow, &gone).await);
+    lab.stop().await;
+}

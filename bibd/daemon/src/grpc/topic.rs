@@ -168,8 +168,7 @@ impl Listener {
         loop {
             match self.updates.recv().await {
                 Ok(update) if self.only.is_some_and(|id| id != update.topic_id) => {}
-                // Asked anew for each update: a grant may have been taken back meanwhile.
-                Ok(update) if self.may_see(&update).await => return Some(told(update)),
+                Ok(update) if self.topics.may_hear(&self.call, &update).await => return Some(told(update)),
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     return Some(TopicUpdate { kind: "missed".to_owned(), missed, ..TopicUpdate::default() });
@@ -177,10 +176,6 @@ impl Listener {
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
-    }
-
-    async fn may_see(&self, update: &Update) -> bool {
-        self.topics.get(&self.call, &update.topic_id.to_string()).await.is_ok()
     }
 }
 

@@ -434,6 +434,7 @@ impl DatasetUseCases {
             dataset: seen.dataset.name.clone(),
             version: version.to_owned(),
             time: self.base.now(),
+            gone: None,
         });
     }
 

@@ -6,13 +6,13 @@ use bib_core::name::TopicName;
 use bib_core::record::{Body, Life, Revision, Topic as TopicRecord};
 use bib_core::{KeyFingerprint, TopicId};
 use bibd_catalog::topics::{SeenTopic, Topic, TopicChange, TopicFilter};
-use bibd_catalog::{Session, Tx, node, records, topics};
+use bibd_catalog::{Session, Tx, grants, node, records, topics};
 use serde_json::json;
 
 use super::base::{Base, allow_node, allow_topic};
 use super::error::ServiceError;
 use super::journal::Act;
-use super::updates::Update;
+use super::updates::{Readers, Update};
 use crate::actor::{Call, Via};
 use crate::errors::ErrorCode;
 
@@ -225,11 +225,25 @@ impl TopicUseCases {
             ));
         }
         self.sign_again(&mut tx, &seen.topic, Life::Deleted).await?;
+        let mut users = grants::holders(&mut tx, id, self.base.now()).await?;
+        users.extend(seen.topic.created_by);
+        let readers = Readers { everybody: seen.topic.visibility != Visibility::Private, users };
         topics::delete(&mut tx, id, self.base.now()).await?;
         let act = Act::new("topic.delete", format!("topic:{id}"), json!({"name": seen.topic.name}));
         self.base.journal.commit(tx, call, act).await?;
-        self.tell("topic.deleted", &seen.topic);
+        self.tell_gone("topic.deleted", &seen.topic, Some(readers));
         Ok(())
+    }
+
+    /// Whether the caller may hear of a change. Asked anew for each: a grant may have been taken back meanwhile.
+    pub async fn may_hear(&self, call: &Call, update: &Update) -> bool {
+        match &update.gone {
+            None => self.get(call, &update.topic_id.to_string()).await.is_ok(),
+            Some(readers) => {
+                let could = readers.everybody || call.actor.is_admin() || readers.users.contains(&call.actor.user);
+                could && call.actor.scopes.allow_read(&update.topic)
+            }
+        }
     }
 
     /// The topic of this name or id, if the caller may do `verb` there. Also used by `grant.rs`.
@@ -381,6 +395,10 @@ impl TopicUseCases {
     }
 
     fn tell(&self, kind: &'static str, topic: &Topic) {
+        self.tell_gone(kind, topic, None);
+    }
+
+    fn tell_gone(&self, kind: &'static str, topic: &Topic, gone: Option<Readers>) {
         self.base.updates.tell(Update {
             kind,
             topic_id: topic.id,
@@ -388,6 +406,7 @@ impl TopicUseCases {
             dataset: String::new(),
             version: String::new(),
             time: self.base.now(),
+            gone,
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Changes of topics and datasets, told to whoever listens. Nothing depends on them: a listener that is too slow is
 //! told how many it missed and lists again.
 
-use bib_core::{Timestamp, TopicId};
+use bib_core::{Timestamp, TopicId, UserId};
 use tokio::sync::broadcast;
 
 /// Listeners may be this many changes behind.
@@ -22,6 +22,17 @@ pub struct Update {
     pub version: String,
     /// When.
     pub time: Timestamp,
+    /// Who could see the topic, where it is gone and cannot be asked any more.
+    pub gone: Option<Readers>,
+}
+
+/// Who could see a topic that is gone. Admins always could.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readers {
+    /// It was not private.
+    pub everybody: bool,
+    /// Who made it and who held a grant.
+    pub users: Vec<UserId>,
 }
 
 /// Where changes are told.
