@@ -29,6 +29,7 @@ enum Takes {
     Duration,
     Attempts,
     List,
+    Switch,
 }
 
 /// Every fixed key, its default and what it is for.
@@ -38,6 +39,10 @@ const KEYS: &[(&str, Takes, &str, &str)] = &[
     ("connection.connect_timeout", Takes::Duration, "10s", "how long getting a connection may take"),
     ("connection.retry_attempts", Takes::Attempts, "3", "how often a connection or a reading call is tried, 1 to 100"),
     ("connection.favourites", Takes::List, "", "nodes to fall back on when no node runs on this machine"),
+    ("connection.tls.skip_verify", Takes::Switch, "false", "DANGEROUS: believe whoever answers"),
+    ("connection.tls.ca_file", Takes::Text, "", "the CA certificate (PEM) of nodes that are not trusted yet"),
+    ("connection.tls.cert_file", Takes::Text, "", "the client certificate (PEM) in place of a log-in"),
+    ("connection.tls.key_file", Takes::Text, "", "its key and token (PEM, 0600)"),
     ("identity.key", Takes::Text, "", "the SSH key to log in and sign with"),
     ("identity.name", Takes::Text, "", "your name as it stands in versions that you publish"),
 ];
@@ -150,6 +155,11 @@ impl Config {
         self.text("connection.retry_attempts").parse().unwrap_or(3)
     }
 
+    /// Whether something is switched on. Values were checked when they were read.
+    pub(crate) fn is_on(&self, key: &str) -> bool {
+        self.text(key) == "true"
+    }
+
     /// Nodes to fall back on.
     pub(crate) fn favourites(&self) -> Vec<String> {
         items(self.text("connection.favourites")).map(str::to_owned).collect()
@@ -194,7 +204,9 @@ impl Config {
             check(takes, value).map_err(|why| Failure::usage(format!("{key}: {why}")))?
         };
         let mut root = self.read_mapping()?;
-        let mut parts: Vec<&str> = key.splitn(if key.starts_with(ALIASES) { 3 } else { 2 }, '.').collect();
+        // An alias may have dots in its name.
+        let levels = if key.starts_with(ALIASES) { 3 } else { usize::MAX };
+        let mut parts: Vec<&str> = key.splitn(levels, '.').collect();
         let last = parts.pop().unwrap_or(key);
         let mut place = &mut root;
         for part in parts {
@@ -209,6 +221,7 @@ impl Config {
         } else {
             let stored = match takes {
                 Takes::List => Value::Sequence(items(&value).map(Value::from).collect()),
+                Takes::Switch => Value::from(value == "true"),
                 Takes::Attempts => value.parse::<u64>().map_or_else(|_| Value::from(value.as_str()), Value::from),
                 _ => Value::from(value.as_str()),
             };
@@ -294,6 +307,10 @@ fn check(takes: Takes, value: &str) -> Result<String, String> {
         Takes::Attempts => match value.parse::<u32>() {
             Ok(1..=100) => Ok(value.to_owned()),
             _ => Err(format!("`{value}` is no number from 1 to 100")),
+        },
+        Takes::Switch => match value {
+            "true" | "false" => Ok(value.to_owned()),
+            _ => Err(format!("`{value}` is neither true nor false")),
         },
         Takes::List => Ok(items(value).collect::<Vec<_>>().join(",")),
     }

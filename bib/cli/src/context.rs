@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bib_client::{Client, Options, Places, Progress, Target};
+use bib_client::{Client, Options, Places, Progress, Target, TlsOptions};
 use bib_identity::token_file::TokenFile;
 use bib_identity::trust::{FirstUse, Pin, TrustStore};
 
@@ -61,6 +61,11 @@ impl Context {
     pub(crate) async fn client_of(&self, target: Target, first_use: &FirstUseArgs) -> Result<Client> {
         let first_use = trusting::decide(self, &target, first_use).await?;
         let options = Options { first_use, ..self.options(&target)? };
+        if options.tls.skip_verify && matches!(target, Target::Tls { .. }) {
+            self.output.say(
+                "warning: connection.tls.skip_verify is on: whoever answers is believed, and can read and change everything",
+            );
+        }
         Ok(Client::connect(target, options)?)
     }
 
@@ -135,9 +140,11 @@ impl Context {
         options.connect_timeout = self.config.duration("connection.connect_timeout").min(options.timeout);
         options.attempts = self.config.retry_attempts();
         options.token_file = self.token_file.clone();
+        options.tls = self.tls_options()?;
         options.user_agent = concat!("bib/", env!("CARGO_PKG_VERSION")).to_owned();
         let (may_use_keys, preferred) = match target {
             Target::Socket(_) => (true, None),
+            Target::Tls { .. } if options.tls.client.is_some() => (false, None),
             Target::Tls { .. } => match self.pin_of(target)? {
                 Some(pin) => {
                     let last = options.credentials_file(&pin.peer_id);
@@ -152,6 +159,22 @@ impl Context {
         }
         options.first_use = FirstUse::Refuse;
         Ok(options)
+    }
+
+    /// `connection.tls`.
+    fn tls_options(&self) -> Result<TlsOptions> {
+        let home = || self.variables.get("HOME").map(PathBuf::from);
+        let path = |key: &str| self.config.given(key).map(|text| expand_home(text, home()));
+        let client = match (path("connection.tls.cert_file"), path("connection.tls.key_file")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                return Err(Failure::usage("connection.tls.cert_file and connection.tls.key_file go together")
+                    .with_hint("set both, or neither: `bib config set KEY \"\"` takes one out"));
+            }
+        };
+        let skip_verify = self.config.is_on("connection.tls.skip_verify");
+        Ok(TlsOptions { skip_verify, ca_file: path("connection.tls.ca_file"), client })
     }
 
     /// Where keys are looked for.

@@ -1,6 +1,6 @@
 //! Trust on first use: what an unknown node shows is compared by the person, or by a flag. Never by default.
 
-use bib_client::{Client, ErrorKind, Options, Target};
+use bib_client::{Client, ErrorKind, Options, Target, TlsOptions};
 use bib_core::PeerId;
 use bib_identity::Fingerprint;
 use bib_identity::trust::FirstUse;
@@ -47,8 +47,8 @@ pub(crate) async fn look(context: &Context, target: &Target) -> Result<Shown> {
         tempfile::tempdir().map_err(|error| Failure::failed(format!("make a temporary directory: {error}")))?;
     let config_dir = nowhere.path().join("config");
     bib_identity::file::ensure_private_dir(&config_dir)?;
-    let options =
-        Options { config_dir, first_use: FirstUse::Refuse, keys: None, token_file: None, ..context.options(target)? };
+    let (first_use, keys, tls) = (FirstUse::Refuse, None, TlsOptions::default());
+    let options = Options { config_dir, first_use, keys, tls, token_file: None, ..context.options(target)? };
     let target = match target.clone() {
         Target::Tls { host, port, .. } => Target::Tls { host, port, peer: None },
         socket @ Target::Socket(_) => socket,
@@ -81,7 +81,9 @@ pub(crate) async fn decide(context: &Context, target: &Target, args: &FirstUseAr
     if args.fingerprint.is_some() || args.accept_new {
         return Ok(FirstUse::Accept { expected: args.fingerprint });
     }
-    if !context.asker.is_interactive() {
+    // The configuration has answered already.
+    let tls = context.options(target)?.tls;
+    if tls.skip_verify || tls.ca_file.is_some() || !context.asker.is_interactive() {
         return Ok(FirstUse::Refuse);
     }
     let shown = look(context, target).await?;

@@ -129,6 +129,51 @@ fn a_node_that_is_another_than_the_trusted_one_is_a_hard_stop() {
     assert_eq!(ada.json(&["status"])["node"], other.peer_id.as_str());
 }
 
+#[test]
+fn files_stand_in_for_trust_and_log_in() {
+    let Some(node) = Node::start() else { return };
+    let ada = node.stranger();
+    node.person().ok(&["user", "add", "ada", "--public-key", &ada.make_key()]);
+    ada.ok(&["login"]);
+    ada.ok(&["token", "create", "--name", "t", "--scope", "read"]);
+    let ca = ada.ok(&["cert", "export", "--ca"]);
+
+    // A machine that somebody else has set up: nothing is asked, and no one logs in.
+    let machine = Bib::alone();
+    machine.fails(4, &["status", "--node", &node.address]);
+    write(&machine.path(""), "ca.pem", &ca);
+    machine.ok(&["config", "set", "connection.tls.ca_file", "~/ca.pem"]);
+    machine.ok(&["config", "set", "connection.default_node", &node.address]);
+    assert_eq!(machine.json(&["status"])["node"], node.peer_id.as_str());
+    machine.fails(4, &["whoami"]);
+    let text = std::fs::read_to_string(ada.path("t.token")).unwrap();
+    let at = text.find("-----BEGIN CERTIFICATE-----").unwrap();
+    let end = at + text[at..].find("-----END CERTIFICATE-----\n").unwrap() + "-----END CERTIFICATE-----\n".len();
+    write(&machine.path(""), "cert.pem", &text[at..end]);
+    machine.ok(&["config", "set", "connection.tls.cert_file", "~/cert.pem"]);
+    assert_eq!(machine.fails(2, &["whoami"])["kind"], "usage");
+    machine.ok(&["config", "set", "connection.tls.key_file", "~/key.pem"]);
+    let secret = format!("{}{}", &text[..at], &text[end..]);
+    write(&machine.path(""), "key.pem", &secret);
+    machine.fails(1, &["whoami"]); // open to others
+    std::fs::set_permissions(machine.path("key.pem"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    assert_eq!(machine.json(&["whoami"])["user"], "ada");
+
+    // Another CA than the file's, before anything is trusted: refused.
+    let Some(other) = Node::start() else { return };
+    machine.fails(4, &["status", "--node", &other.address]);
+    write(&machine.path(""), "ca.pem", "no certificate");
+    machine.fails(1, &["status", "--node", &other.address]);
+
+    // Whoever answers is believed when a person insists; it is said each time, and nothing is remembered.
+    let reckless = Bib::alone();
+    reckless.ok(&["config", "set", "connection.tls.skip_verify", "true"]);
+    let run = reckless.run(&["status", "--node", &other.address]);
+    assert!(run.code == 0 && run.stderr.contains("skip_verify is on"), "{run:?}");
+    assert_eq!(reckless.json(&["trust", "list"]), serde_json::json!([]));
+    reckless.fails(2, &["config", "set", "connection.tls.skip_verify", "maybe"]);
+}
+
 fn credentials(bib: &Bib, node: &Node) -> PathBuf {
     bib.path(".config/bib/credentials").join(format!("{}.pem", node.peer_id))
 }

@@ -47,7 +47,7 @@ pub use client::{Answers, Client};
 pub use download::{Download, Downloaded};
 pub use error::{Error, ErrorKind, Result};
 pub use login::LoggedIn;
-pub use options::{KeySource, Options, Random};
+pub use options::{KeySource, Options, Random, TlsOptions};
 pub use progress::{Notice, Phase, Progress, Silent};
 pub use proof::{Proof, write_proof};
 pub use publish::{Publish, Published};

@@ -50,6 +50,17 @@ impl fmt::Debug for Random {
 /// Called on a thread that may block.
 pub type KeySource = Arc<dyn Fn(&[KeyFingerprint]) -> Result<Option<Arc<UserKey>>> + Send + Sync>;
 
+/// Files in place of the trust store and the last log-in, for machines that are set up by others than their users.
+#[derive(Debug, Clone, Default)]
+pub struct TlsOptions {
+    /// Believe whoever answers. Nothing is pinned then.
+    pub skip_verify: bool,
+    /// PEM: the CA certificate that a node must have which is not trusted yet.
+    pub ca_file: Option<PathBuf>,
+    /// PEM: the client certificate, and the file (0600) with its key and the token that goes with it.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
 /// How to connect.
 #[derive(Clone)]
 pub struct Options {
@@ -71,6 +82,8 @@ pub struct Options {
     pub first_use: FirstUse,
     /// A token file (`bib token create`) to use in place of a log-in.
     pub token_file: Option<PathBuf>,
+    /// What else than the trust store and the last log-in decides about TLS.
+    pub tls: TlsOptions,
     /// Finds a key for log-ins that have run out. Without it the caller logs in by hand.
     pub keys: Option<KeySource>,
     /// What this program is, such as `bib/0.1.0`.
@@ -91,6 +104,7 @@ impl Options {
             attempts: 3,
             first_use: FirstUse::Refuse,
             token_file: None,
+            tls: TlsOptions::default(),
             keys: None,
             user_agent: concat!("bib-client/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
@@ -125,6 +139,7 @@ impl fmt::Debug for Options {
             .field("timeout", &self.timeout)
             .field("first_use", &self.first_use)
             .field("token_file", &self.token_file)
+            .field("tls", &self.tls)
             .finish_non_exhaustive()
     }
 }

@@ -109,6 +109,20 @@ impl TokenFile {
         Self::parse(&file::read_private(path, MAX_BYTES)?)
     }
 
+    /// Reads a token file that lies in two: `key`, which must be readable by its owner alone, and `certificate`. Which
+    /// block lies in which does not matter, but for the key and the token, which are secret.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_pair(certificate: &Path, key: &Path) -> Result<Self, TokenFileError> {
+        let mut text = file::read_private(key, MAX_BYTES)?;
+        if certificate != key {
+            text.push(b'\n');
+            text.extend_from_slice(&file::read_public(certificate, MAX_BYTES)?);
+        }
+        Self::parse(&text)
+    }
+
     /// Writes a token file that must not exist yet (0600).
     ///
     /// # Errors

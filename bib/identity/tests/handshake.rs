@@ -138,6 +138,15 @@ fn expired_and_not_yet_valid_servers_are_refused_with_dates() {
 }
 
 #[test]
+fn whoever_answers_is_believed_where_nothing_is_compared() {
+    let node = Node::new(1);
+    let verifier = ServerVerifier::new(Expectation::Nothing);
+    handshake(node.server(now()), client(Arc::clone(&verifier), None, days(4000))).client.unwrap();
+    let presented = verifier.presented().unwrap();
+    assert_eq!((presented.peer_id, presented.how), (peer(), How::Unverified));
+}
+
+#[test]
 fn expired_client_certificate_is_left_out_by_the_client_and_refused_by_the_server() {
     let node = Node::new(1);
     let (file, _) = node.credentials(CLIENT_VALIDITY);

@@ -77,6 +77,9 @@ pub(crate) struct Export {
     /// With the private key (the file is 0600)
     #[arg(long)]
     with_key: bool,
+    /// The CA certificate of the node instead, as it is trusted here: for `connection.tls.ca_file`
+    #[arg(long, conflicts_with = "with_key")]
+    ca: bool,
 }
 
 /// What `cert export --format` takes.
@@ -193,6 +196,9 @@ impl Generate {
 
 impl Export {
     fn run(self, context: &Context) -> Result<()> {
+        if self.ca {
+            return self.write_ca(context);
+        }
         let file = match &context.token_file {
             Some(path) => path.clone(),
             None => context.credentials_file(&context.target()?)?,
@@ -230,6 +236,28 @@ impl Export {
             certificate: shown,
             fingerprint: credentials.info().sha256.to_string(),
             expires_at: credentials.info().not_after.to_string(),
+        })
+    }
+
+    fn write_ca(&self, context: &Context) -> Result<()> {
+        let target = context.target()?;
+        let known = context.pin_of(&target)?.and_then(|pin| pin.ca_certificate_pem);
+        let text = known.ok_or_else(|| {
+            Failure::new(Exit::NotFound, format!("no CA certificate of {target} is known here"))
+                .with_hint("`bib connect HOST:PORT` trusts a node; on its own machine it lies in its certs/ca.crt")
+        })?;
+        let Some(path) = &self.out else { return context.output.text(&text) };
+        refuse_existing(path)?;
+        bib_identity::file::replace_public(path, text.as_bytes())?;
+        let der = pem::decode_one(text.as_bytes(), pem::CERTIFICATE);
+        let info = der.map_err(|error| Failure::failed(error.to_string())).and_then(|der| {
+            bib_identity::certificate::describe(&der).map_err(|error| Failure::failed(error.to_string()))
+        })?;
+        context.output.one(&WrittenRow {
+            key: None,
+            certificate: path.display().to_string(),
+            fingerprint: info.sha256.to_string(),
+            expires_at: info.not_after.to_string(),
         })
     }
 }

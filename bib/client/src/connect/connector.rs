@@ -104,7 +104,9 @@ impl Settings {
         let presented =
             verifier.presented().ok_or_else(|| self.unreachable(io::Error::other("no certificate shown")))?;
         self.check_named_peer(&presented)?;
-        keep_pin(&self.options, &address, &presented)?;
+        if presented.how != How::Unverified {
+            keep_pin(&self.options, &address, &presented)?;
+        }
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
         Ok(Box::new(stream))
     }

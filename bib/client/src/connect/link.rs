@@ -1,12 +1,13 @@
 //! One channel and the credentials that it was made with.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bib_identity::ClientCredentials;
 use bib_identity::credentials::Loaded;
 use bib_identity::token_file::{TokenFile, TokenFileError};
-use bib_identity::trust::{Expectation, Pin, Presented, StoreError, TrustStore};
+use bib_identity::trust::{Expectation, FirstUse, Pin, Presented, StoreError, TrustStore};
+use bib_identity::{ClientCredentials, Fingerprint, certificate, file, pem};
 use secrecy::ExposeSecret as _;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -14,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::connector::{Connector, Settings};
 use super::{ConnectFailure, REQUEST_ID};
 use crate::error::{Error, ErrorKind, Result, code};
-use crate::options::Options;
+use crate::options::{Options, TlsOptions};
 use crate::target::Target;
 
 /// Bytes in flight on one stream: enough that a bulk stream never waits for an acknowledgement of a fast reader.
@@ -23,6 +24,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// The largest HTTP/2 frame that is taken: each costs a round through the stack at either end. The usual is 16 KiB.
 const FRAME_BYTES: u32 = 256 * 1024;
+/// The largest file with a CA certificate that is read, in bytes.
+const MAX_CA_BYTES: u64 = 64 * 1024;
 /// An idle connection with calls under way is asked this often whether it lives.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -46,10 +49,11 @@ impl Link {
 
     /// The same, showing neither certificate nor token: the way in for somebody whose certificate was revoked.
     pub(crate) fn anonymous(target: &Target, options: &Options) -> Result<Self> {
-        let options = Options { token_file: None, ..options.clone() };
+        let tls = TlsOptions { client: None, ..options.tls.clone() };
+        let options = Options { token_file: None, tls, ..options.clone() };
         let expectation = match target {
             Target::Socket(_) => Expectation::FirstUse(options.first_use),
-            Target::Tls { .. } => expectation_of(pin_of(target, &options)?, &options),
+            Target::Tls { .. } => expectation_of(pin_of(target, &options)?, &options)?,
         };
         Self::with(target, &options, expectation, None)
     }
@@ -118,8 +122,14 @@ fn endpoint(options: &Options) -> Result<Endpoint> {
 fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Expectation, Option<ClientCredentials>)> {
     let pin = pin_of(target, options)?;
     let now = options.clock.now();
-    let loaded = match (&options.token_file, &pin) {
-        (Some(path), _) => ClientCredentials::judge(TokenFile::load(path).map_err(token_file_error)?, now),
+    let given = match (&options.token_file, &options.tls.client) {
+        (Some(path), _) => Some(TokenFile::load(path).map_err(token_file_error)?),
+        (None, Some((certificate, key))) => Some(TokenFile::load_pair(certificate, key).map_err(token_file_error)?),
+        (None, None) => None,
+    };
+    let is_given = given.is_some();
+    let loaded = match (given, &pin) {
+        (Some(file), _) => ClientCredentials::judge(file, now),
         (None, Some(pin)) => {
             ClientCredentials::load(&options.credentials_file(&pin.peer_id), now).map_err(token_file_error)?
         }
@@ -128,7 +138,7 @@ fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Ex
     let credentials = match loaded {
         Loaded::Valid(credentials) => Some(credentials),
         Loaded::Absent => None,
-        Loaded::Expired { not_after } if options.token_file.is_some() => {
+        Loaded::Expired { not_after } if is_given => {
             return Err(Error::new(ErrorKind::Unauthenticated, format!("the token file expired at {not_after}"))
                 .with_hint("make a new one with `bib token create`"));
         }
@@ -139,7 +149,7 @@ fn expectation_and_credentials(target: &Target, options: &Options) -> Result<(Ex
                 .with_hint("check this machine's clock"));
         }
     };
-    Ok((expectation_of(pin, options), credentials))
+    Ok((expectation_of(pin, options)?, credentials))
 }
 
 fn pin_of(target: &Target, options: &Options) -> Result<Option<Pin>> {
@@ -151,11 +161,32 @@ fn pin_of(target: &Target, options: &Options) -> Result<Option<Pin>> {
     TrustStore::open(&options.trust_dir()).and_then(|store| store.find(&name)).map_err(failed)
 }
 
-fn expectation_of(pin: Option<Pin>, options: &Options) -> Expectation {
-    match pin {
-        Some(pin) => Expectation::Pinned(Box::new(pin)),
-        None => Expectation::FirstUse(options.first_use),
+fn expectation_of(pin: Option<Pin>, options: &Options) -> Result<Expectation> {
+    if options.tls.skip_verify {
+        return Ok(Expectation::Nothing);
     }
+    Ok(match (pin, &options.tls.ca_file) {
+        (Some(pin), _) => Expectation::Pinned(Box::new(pin)),
+        (None, Some(path)) => Expectation::FirstUse(FirstUse::Accept { expected: Some(ca_key(path)?) }),
+        (None, None) => Expectation::FirstUse(options.first_use),
+    })
+}
+
+/// SHA-256 of the key in a CA certificate.
+fn ca_key(path: &Path) -> Result<Fingerprint> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(ErrorKind::Local, format!("`{}` is no CA certificate", path.display()))
+            .with_code(code::LOCAL_FILE)
+            .with_hint("`bib cert export --ca` writes out that of a node which is trusted already")
+            .with_source(error)
+    };
+    let text = file::read_public(path, MAX_CA_BYTES).map_err(|error| failed(error.into()))?;
+    let der = pem::decode_one(&text, pem::CERTIFICATE).map_err(|error| failed(error.into()))?;
+    let info = certificate::describe(&der).map_err(|error| failed(error.into()))?;
+    if !info.is_ca {
+        return Err(failed("it is the certificate of a server or a client".into()));
+    }
+    Ok(info.spki_sha256)
 }
 
 fn token_of_file(options: &Options) -> Result<Option<String>> {

@@ -147,6 +147,8 @@ pub enum Expectation {
     Pinned(Box<Pin>),
     /// A node that is not pinned.
     FirstUse(FirstUse),
+    /// Whoever answers: neither pin, chain nor dates are compared. The person has asked for it; nothing may be pinned.
+    Nothing,
 }
 
 /// What to do about a node that is not pinned.
@@ -170,6 +172,8 @@ pub enum How {
     FirstUse,
     /// Its CA is new and certified by the pinned one: the caller replaces the pin.
     CrossCertified,
+    /// It is not believed; nobody asked.
+    Unverified,
 }
 
 /// What a server showed.
@@ -220,6 +224,11 @@ impl ServerVerifier {
         };
         let leaf_info = describe("server", leaf)?;
         let authority_info = describe("CA", authority)?;
+        if matches!(self.expectation, Expectation::Nothing) {
+            let peer_id = leaf_info.peer_id().ok_or_else(|| invalid("server", "it does not name one node"))?;
+            self.keep(peer_id, &leaf_info, &authority_info, authority, How::Unverified);
+            return Ok(());
+        }
         let how = self.check_authority(&authority_info, cross, at)?;
         check_dates("CA", &authority_info, at)?;
         // webpki looks at a trust anchor's key and name constraints alone.
@@ -235,19 +244,31 @@ impl ServerVerifier {
         {
             return Err(TrustError::OtherNode { expected: pin.peer_id, found: peer_id }.into());
         }
-        let presented = Presented {
-            peer_id,
-            ca_spki_sha256: authority_info.spki_sha256,
-            ca_certificate_pem: pem::encode(pem::CERTIFICATE, authority).to_string(),
-            leaf_sha256: leaf_info.sha256,
-            not_after: leaf_info.not_after,
-            how,
-        };
-        *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented.clone());
+        let presented = self.keep(peer_id, &leaf_info, &authority_info, authority, how);
         match &self.expectation {
             Expectation::FirstUse(FirstUse::Refuse) => Err(TrustError::NotPinned(Box::new(presented)).into()),
             _ => Ok(()),
         }
+    }
+
+    fn keep(
+        &self,
+        peer_id: PeerId,
+        leaf: &CertificateInfo,
+        authority: &CertificateInfo,
+        authority_der: &CertificateDer<'_>,
+        how: How,
+    ) -> Presented {
+        let presented = Presented {
+            peer_id,
+            ca_spki_sha256: authority.spki_sha256,
+            ca_certificate_pem: pem::encode(pem::CERTIFICATE, authority_der).to_string(),
+            leaf_sha256: leaf.sha256,
+            not_after: leaf.not_after,
+            how,
+        };
+        *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented.clone());
+        presented
     }
 
     /// Whether the CA's key is the one expected. First of all checks, so that a changed CA is reported as such.
@@ -263,6 +284,7 @@ impl ServerVerifier {
                 Err(TrustError::Unexpected { expected: *expected, found })
             }
             Expectation::FirstUse(_) => Ok(How::FirstUse),
+            Expectation::Nothing => Ok(How::Unverified),
             Expectation::Pinned(pin) if pin.ca_spki_sha256 == found => Ok(How::Pinned),
             Expectation::Pinned(pin) => {
                 let changed = TrustError::CaChanged { peer_id: pin.peer_id, old: pin.ca_spki_sha256, new: found };
