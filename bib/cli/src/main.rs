@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod confirm;
 mod context;
+mod discover;
 mod errors;
 mod keys;
 mod output;

@@ -12,7 +12,7 @@ use bib_identity::request::CertificateRequest;
 use bib_identity::token_file::TokenFile;
 use bib_identity::{NodeKey, SealedDir};
 use secrecy::SecretString;
-use support::{Bib, Node, write};
+use support::{Bib, Node, wait_for, write};
 
 #[test]
 fn a_person_logs_in_publishes_and_sees_only_what_was_granted() {
@@ -172,6 +172,29 @@ fn files_stand_in_for_trust_and_log_in() {
     assert!(run.code == 0 && run.stderr.contains("skip_verify is on"), "{run:?}");
     assert_eq!(reckless.json(&["trust", "list"]), serde_json::json!([]));
     reckless.fails(2, &["config", "set", "connection.tls.skip_verify", "maybe"]);
+}
+
+#[test]
+fn a_node_that_tells_of_itself_is_found_and_trusted_by_its_fingerprint_alone() {
+    let Some(node) = Node::start_announced() else { return };
+    let ada = Bib::alone();
+    let found = wait_for("the node to be found", || {
+        let found = ada.json(&["connect", "--discover"]);
+        found.as_array().unwrap().iter().find(|row| row["node"] == node.peer_id.as_str()).cloned()
+    });
+    assert_eq!(
+        (&found["address"], &found["ca_fingerprint"]),
+        (&node.address.as_str().into(), &node.fingerprint.as_str().into())
+    );
+
+    node.person().ok(&["user", "add", "ada", "--public-key", &ada.make_key()]);
+    // That it told of itself is no reason to trust it.
+    ada.fails(4, &["connect", &node.address]);
+    let set_up = ada.json(&["setup", "--fingerprint", &node.fingerprint]);
+    assert_eq!((&set_up["node"], &set_up["user"]), (&node.peer_id.as_str().into(), &"ada".into()));
+    assert_eq!(ada.json(&["whoami"])["via"], "tls");
+    // Nobody has this one.
+    Bib::alone().fails(5, &["setup", "--fingerprint", &"ab".repeat(32)]);
 }
 
 fn credentials(bib: &Bib, node: &Node) -> PathBuf {

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
+use crate::announce::Announcement;
 use crate::certificates::{CertificateSettings, Certificates, CertificatesError};
 use crate::clock::{Clock, Entropy, Ids};
 use crate::config::places::Home;
@@ -529,6 +530,16 @@ fn listen(foundation: &Foundation, bound: Bound, stack: StackParts, routes: Rout
         supervisor.spawn(TaskKind::Edge, Policy::RestartWithBackoff, "listen-tls", move |stop| {
             listen::accept_tls(Arc::clone(&listener), intake.clone(), tls.clone(), stop)
         });
+    }
+    let announcement = Announcement {
+        peer_id: foundation.peer_id,
+        ca: foundation.certificates.authority.fingerprint(),
+        listens: bound.addresses,
+        mdns: foundation.config().discovery.mdns,
+    };
+    if announcement.is_wanted() {
+        supervisor
+            .spawn(TaskKind::Edge, Policy::RestartWithBackoff, "announce", move |stop| announcement.clone().run(stop));
     }
     if let Some(listener) = bound.metrics {
         let (db, metrics, mut listener) = (foundation.db.clone(), Arc::clone(&foundation.metrics), Some(listener));

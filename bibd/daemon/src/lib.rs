@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod actor;
+pub mod announce;
 pub mod app;
 pub mod certificates;
 pub mod cli;

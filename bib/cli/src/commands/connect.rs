@@ -4,6 +4,7 @@ use bib_client::{Client, Target};
 use clap::Args;
 
 use crate::context::Context;
+use crate::discover::discover;
 use crate::errors::{Failure, Result};
 use crate::output::record;
 use crate::trusting::FirstUseArgs;
@@ -12,7 +13,7 @@ use crate::trusting::FirstUseArgs;
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
     /// HOST:PORT, unix:/path/to/bibd.sock, an alias or a peer id
-    #[arg(required_unless_present = "local")]
+    #[arg(required_unless_present_any = ["local", "discover"])]
     address: Option<String>,
     /// Your own name for the node
     #[arg(long, value_name = "NAME")]
@@ -20,6 +21,9 @@ pub(crate) struct Connect {
     /// Forget the default: commands then mean the node of this machine
     #[arg(long, conflicts_with_all = ["address", "alias"])]
     local: bool,
+    /// Only list the nodes that tell the local network of themselves; takes two seconds
+    #[arg(long, conflicts_with_all = ["address", "alias", "local"])]
+    discover: bool,
     #[command(flatten)]
     first_use: FirstUseArgs,
 }
@@ -32,6 +36,13 @@ record! {
 impl Connect {
     /// Runs the command.
     pub(crate) async fn run(self, mut context: Context) -> Result<()> {
+        if self.discover {
+            let mut list = context.output.list();
+            for node in discover().await? {
+                list.push(&node)?;
+            }
+            return list.finish("no node tells the local network of itself").map(|_| ());
+        }
         let Some(address) = &self.address else {
             context.config.store("connection.default_node", "")?;
             context.output.note("commands now mean the node of this machine");

@@ -59,19 +59,25 @@ pub(crate) struct Node {
 impl Node {
     /// Starts one with a data directory of its own.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_at(temporary(), "127.0.0.1:0")
+        Self::start_at(temporary(), "127.0.0.1:0", "off")
     }
 
     /// Starts one on this address.
     pub(crate) fn start_on(address: &str) -> Option<Self> {
-        Self::start_at(temporary(), address)
+        Self::start_at(temporary(), address, "off")
     }
 
-    fn start_at(dir: TempDir, listen: &str) -> Option<Self> {
+    /// Starts one that tells this machine of itself.
+    pub(crate) fn start_announced() -> Option<Self> {
+        Self::start_at(temporary(), "127.0.0.1:0", "always")
+    }
+
+    fn start_at(dir: TempDir, listen: &str, mdns: &str) -> Option<Self> {
         let bibd = bibd()?;
         let (data, ready) = (dir.path().join("data"), dir.path().join("ready.json"));
         let log = std::fs::File::create(dir.path().join("bibd.log")).unwrap();
         let mut child = Command::new(bibd)
+            .env("BIBD__DISCOVERY__MDNS", mdns)
             .args(["run", "--listen", listen, "--data-dir"])
             .arg(&data)
             .arg("--config-dir")

@@ -36,6 +36,8 @@ pub struct Config {
     pub node: Node,
     /// The API.
     pub grpc: Grpc,
+    /// How the node is found.
+    pub discovery: Discovery,
     /// Certificates.
     pub tls: Tls,
     /// The managed PostgreSQL.
@@ -110,6 +112,28 @@ impl SocketMode {
             Self::Everybody => 0o666,
         }
     }
+}
+
+/// How far a node tells of itself by multicast DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Mdns {
+    /// Nobody.
+    Off,
+    /// The networks whose addresses it listens on.
+    #[default]
+    Network,
+    /// Also this machine, where it listens on a loopback address.
+    Always,
+}
+
+/// How a node is found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discovery {
+    /// Whom the node tells of itself (`_bib._tcp.local`): `off`, `network` or `always`. A node that listens on this
+    /// machine alone, as it does by default, tells nobody.
+    pub mdns: Mdns,
 }
 
 /// The API.
@@ -302,7 +326,8 @@ pub struct Blobs {
     pub compression: Compression,
     /// How long deleted chunks can be brought back, in hours; at least 24.
     pub trash_hours: u32,
-    /// Raw bytes that all versions together may use. Default: no limit but the disk.
+    /// Stored bytes that the versions of one user may have brought; given back when they are withdrawn or deleted.
+    /// Default: no limit but the disk.
     pub quota_bytes: Option<Size>,
     /// Raw bytes that one user's unfinished uploads may use.
     pub staging_quota_bytes: Size,
