@@ -21,14 +21,9 @@ async fn from_nothing_to_a_clean_stop_and_again() {
         return;
     }
     let server = TestServer::new();
-    let begun = Instant::now();
-    let provisioned = server.postgres.provision().await.unwrap();
-    let initdb = begun.elapsed();
-    assert!(provisioned.created);
+    assert!(server.postgres.provision().await.unwrap().created);
     assert_eq!(server.postgres.start().await.unwrap(), Started::Spawned);
     server.database.ensure_roles().await.unwrap();
-    println!("first start {:?}, of which initdb {initdb:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(server.postgres.health().await, Health::Ready);
     assert_eq!(server.postgres.start().await.unwrap(), Started::AlreadyRunning);
 
@@ -56,13 +51,9 @@ async fn from_nothing_to_a_clean_stop_and_again() {
     assert_eq!(server.postgres.health().await, Health::Stopped);
     server.postgres.stop(Stop::Clean).await.unwrap();
 
-    let begun = Instant::now();
     assert!(!server.postgres.provision().await.unwrap().created);
     assert_eq!(server.postgres.start().await.unwrap(), Started::Spawned);
-    let ready = begun.elapsed();
     server.database.ensure_roles().await.unwrap();
-    println!("later start {ready:?} to accepting, {:?} with roles", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
     server.postgres.stop(Stop::Clean).await.unwrap();
 }
 
