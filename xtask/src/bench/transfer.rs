@@ -24,13 +24,16 @@ pub(super) fn large_file(bench: &mut Bench) -> anyhow::Result<()> {
     node.start()?;
 
     let one = input(home, "one", &mut random)?;
-    // Memory that was free for a while may belong to the host again: touched right before, or `cp` would pay for it.
     touch_memory(home, 3 * BYTES)?;
-    let base = baseline(&home.join("one/data"), home)?;
+    // Memory that was free for a while may belong to the host again, and `cp` would pay for getting it back: the best of
+    // three in a row does not.
+    let mut base = Duration::MAX;
+    for _ in 0..3 {
+        base = base.min(baseline(&home.join("one/data"), home)?);
+    }
     bench.seconds("`openssl dgst -sha256`, `cp` and `fsync` of 2 GiB", base, None);
     let mut client_mib = 0.0_f64;
 
-    touch_memory(home, BYTES)?;
     let publish = measure(&mut publish(&node, &one, "bench/socket"))?;
     bench.seconds("publish 2 GiB over the socket", publish.took, None);
     bench.figure("publish, by the time of that", ratio(publish.took, base), "x", Some(Bound::AtMost(2.0)));
@@ -53,7 +56,6 @@ pub(super) fn large_file(bench: &mut Bench) -> anyhow::Result<()> {
         command
     };
     capture(&mut tls(node.bib(["login", "--yes"])))?;
-    touch_memory(home, BYTES)?;
     let publish_tls = measure(&mut tls(self::publish(&node, &two, "bench/tls")))?;
     bench.seconds("publish 2 GiB over TLS on loopback", publish_tls.took, None);
     bench.figure(
@@ -90,7 +92,7 @@ fn input(home: &Path, name: &str, random: &mut Random) -> anyhow::Result<std::pa
 fn baseline(file: &Path, home: &Path) -> anyhow::Result<Duration> {
     let copy = home.join("copy");
     let began = Instant::now();
-    // The copy first, while the memory that was touched is still there.
+    // The copy first, while the memory that was freed is still there.
     capture(Command::new("cp").args([file, copy.as_path()]))?;
     capture(Command::new("sync").arg(&copy))?;
     capture(Command::new("openssl").args(["dgst", "-sha256"]).arg(file))?;
