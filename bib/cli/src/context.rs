@@ -63,7 +63,7 @@ impl Context {
         let options = Options { first_use, ..self.options(&target)? };
         if options.tls.skip_verify && matches!(target, Target::Tls { .. }) {
             self.output.say(
-                "warning: connection.tls.skip_verify is on: whoever answers is believed, and can read and change everything",
+                "warning: connection.tls.skip_verify is on: whoever answers is believed and may change everything",
             );
         }
         Ok(Client::connect(target, options)?)
@@ -162,7 +162,10 @@ impl Context {
     }
 
     /// `connection.tls`.
-    fn tls_options(&self) -> Result<TlsOptions> {
+    ///
+    /// # Errors
+    /// Exit 2 when a certificate is named without its key, or a key without its certificate.
+    pub(crate) fn tls_options(&self) -> Result<TlsOptions> {
         let home = || self.variables.get("HOME").map(PathBuf::from);
         let path = |key: &str| self.config.given(key).map(|text| expand_home(text, home()));
         let client = match (path("connection.tls.cert_file"), path("connection.tls.key_file")) {

@@ -82,7 +82,7 @@ pub(crate) async fn decide(context: &Context, target: &Target, args: &FirstUseAr
         return Ok(FirstUse::Accept { expected: args.fingerprint });
     }
     // The configuration has answered already.
-    let tls = context.options(target)?.tls;
+    let tls = context.tls_options()?;
     if tls.skip_verify || tls.ca_file.is_some() || !context.asker.is_interactive() {
         return Ok(FirstUse::Refuse);
     }

@@ -167,7 +167,8 @@ static SET_LATEST: Statement = Statement::new(
     Class::Update,
     "datasets",
     "UPDATE bib.datasets
-     SET latest = $2, last_n = greatest(last_n, $3), versions = versions + $11, title = $4, description = $5, license = $6, metadata = $7,
+     SET latest = $2, last_n = greatest(last_n, $3), versions = versions + $11, title = $4, description = $5,
+         license = $6, metadata = $7,
          creators = coalesce($7::jsonb -> 'creators', '[]'), funders = coalesce($7 -> 'funders', '[]'),
          related = coalesce($7 -> 'related', '[]'),
          keywords = ARRAY(SELECT jsonb_array_elements_text(coalesce($7 -> 'keywords', '[]'))),

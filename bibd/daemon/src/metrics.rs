@@ -43,9 +43,9 @@ pub struct Metrics {
 #[derive(Debug)]
 pub struct DatabaseMetrics {
     /// `bibd_postgres_rows_written_total{verb}`.
-    rows: IntGaugeVec,
+    rows: IntCounterVec,
     /// `bibd_postgres_wal_bytes_total`.
-    wal: IntGauge,
+    wal: IntCounter,
     /// `bibd_postgres_database_bytes`.
     size: IntGauge,
 }
@@ -80,12 +80,10 @@ impl Metrics {
         let seconds = HistogramOpts::new("bibd_grpc_request_seconds", "Time until a call's last byte.");
         let request_seconds = HistogramVec::new(seconds.buckets(BUCKETS.to_vec()), &["method"])?;
         registry.register(Box::new(request_seconds.clone()))?;
-        let rows = Opts::new("bibd_postgres_rows_written_total", "Rows of the catalog's tables written.");
-        let rows = IntGaugeVec::new(rows, &["verb"])?;
-        let wal = IntGauge::new("bibd_postgres_wal_bytes_total", "Write-ahead log written.")?;
+        let about = "Rows of the catalog's tables written.";
+        let rows = counters("bibd_postgres_rows_written_total", about, &["verb"])?;
+        let wal = counter("bibd_postgres_wal_bytes_total", "Write-ahead log written.")?;
         let size = IntGauge::new("bibd_postgres_database_bytes", "Size of the database on disk.")?;
-        registry.register(Box::new(rows.clone()))?;
-        registry.register(Box::new(wal.clone()))?;
         registry.register(Box::new(size.clone()))?;
         Ok(Arc::new(Self {
             requests: counters("bibd_grpc_requests_total", "Calls answered.", &["method", "code"])?,
@@ -118,15 +116,18 @@ impl Metrics {
 }
 
 impl DatabaseMetrics {
-    /// Shows what the database said.
+    /// Shows what the database said. Its counters begin anew after a crash, and so do these.
     pub fn set(&self, found: &Statistics) {
-        let shown = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let show = |counter: &IntCounter, count: u64| {
+            counter.reset();
+            counter.inc_by(count);
+        };
         let rows = [("insert", found.rows_inserted), ("update", found.rows_updated), ("delete", found.rows_deleted)];
         for (verb, count) in rows {
-            self.rows.with_label_values(&[verb]).set(shown(count));
+            show(&self.rows.with_label_values(&[verb]), count);
         }
-        self.wal.set(shown(found.wal_bytes));
-        self.size.set(shown(found.database_bytes));
+        show(&self.wal, found.wal_bytes);
+        self.size.set(i64::try_from(found.database_bytes).unwrap_or(i64::MAX));
     }
 }
 

@@ -248,11 +248,11 @@ impl Export {
         })?;
         let Some(path) = &self.out else { return context.output.text(&text) };
         refuse_existing(path)?;
-        bib_identity::file::replace_public(path, text.as_bytes())?;
         let der = pem::decode_one(text.as_bytes(), pem::CERTIFICATE);
         let info = der.map_err(|error| Failure::failed(error.to_string())).and_then(|der| {
             bib_identity::certificate::describe(&der).map_err(|error| Failure::failed(error.to_string()))
         })?;
+        bib_identity::file::replace_public(path, text.as_bytes())?;
         context.output.one(&WrittenRow {
             key: None,
             certificate: path.display().to_string(),

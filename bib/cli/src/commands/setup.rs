@@ -51,9 +51,7 @@ impl Setup {
         context.output.note("next: bib dataset publish FOLDER topic/name -m \"first version\" --license CC-BY-4.0");
         Ok(())
     }
-}
 
-impl Setup {
     /// A node of the local network. It is trusted no more for having told of itself.
     async fn find_node(&self, context: &Context, reason: Failure) -> Result<Target> {
         context.output.note("No node runs on this machine; listening for nodes of the local network.");
@@ -62,11 +60,12 @@ impl Setup {
             found.retain(|node| node.ca_fingerprint == fingerprint.to_string());
         }
         match (found.as_slice(), context.asker.is_interactive()) {
-            ([only], false) => context.parse_target(&only.address),
+            // Whoever answers, of whoever calls: that would be nobody's choice.
+            ([only], false) if !self.first_use.accept_new => context.parse_target(&only.address),
             ([], false) => Err(reason),
             (several, false) => {
                 let addresses: Vec<&str> = several.iter().map(|node| node.address.as_str()).collect();
-                Err(Failure::usage(format!("there are several nodes: {}", addresses.join(", ")))
+                Err(Failure::usage(format!("nobody said which node: {}", addresses.join(", ")))
                     .with_hint("name one with `--node`, or say which with `--fingerprint`"))
             }
             (nodes, true) => ask_for_node(context, nodes),
