@@ -10,8 +10,10 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Mutex;
 
 use crate::error::Error;
+use crate::failpoints::Failpoints;
 use crate::provisioner::ManagedPostgres;
 use crate::random::Randomness;
 use crate::role::{DATABASE, GroupRole, Login, MIGRATE};
@@ -22,10 +24,13 @@ use crate::{ensure, scram};
 /// The database of a running [`ManagedPostgres`].
 #[derive(Clone)]
 pub struct Database {
-    server: Arc<dyn ManagedPostgres>,
-    secrets: Arc<dyn SecretStore>,
-    superuser: Superuser,
-    random: Randomness,
+    pub(crate) server: Arc<dyn ManagedPostgres>,
+    pub(crate) secrets: Arc<dyn SecretStore>,
+    pub(crate) superuser: Superuser,
+    pub(crate) random: Randomness,
+    /// Whoever changes the document reads it, changes it and writes it: one at a time, the lock held while they wait.
+    pub(crate) changing: Arc<Mutex<()>>,
+    pub(crate) failpoints: Failpoints,
 }
 
 impl Database {
@@ -37,32 +42,43 @@ impl Database {
         random: Randomness,
     ) -> Self {
         let superuser = Superuser::new(server.clone(), secrets.clone(), observer);
-        Self { server, secrets, superuser, random }
+        let (changing, failpoints) = (Arc::default(), Failpoints::default());
+        Self { server, secrets, superuser, random, changing, failpoints }
+    }
+
+    /// With a hook between the steps of a rotation, for tests.
+    #[must_use]
+    pub fn with_failpoints(self, failpoints: Failpoints) -> Self {
+        Self { failpoints, ..self }
     }
 
     /// Creates or repairs the database, the roles, their logins, settings, limits and memberships, and takes from
-    /// PUBLIC what it should not have. Idempotent; also closes a migration's login that a crash left open.
+    /// PUBLIC what it should not have. Idempotent; also closes a migration's login that a crash left open, and finishes a
+    /// rotation that was interrupted. For the start of a daemon: sessions of logins that are not in use are ended.
     /// At most ten seconds of superuser for each of the two databases it touches.
     ///
     /// # Errors
     /// [`Error::SecretsMissing`], [`Error::OtherCluster`], [`Error::Sql`] and others.
     pub async fn ensure_roles(&self) -> Result<(), Error> {
         let version = self.server.version().await?;
-        let secrets = {
-            let mut secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
-            // Durable before the server hears of it, so that a crash in between loses no password.
-            if secrets.complete(&self.random) {
-                secrets.write(self.secrets.as_ref())?;
-            }
-            secrets
-        };
+        let _one_at_a_time = self.changing.lock().await;
+        let mut secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+        // Durable before the server hears of it, so that a crash in between loses no password.
+        if secrets.complete(&self.random) | secrets.promote() {
+            secrets.write(self.secrets.as_ref())?;
+        }
         let random = self.random.clone();
         let logins = ensure::LoginPlan::new(&secrets)?;
+        let admin_next = secrets.admin_next().cloned();
         self.superuser
             .act(Act::EnsureRoles, "postgres", move |connection| {
-                async move { ensure::cluster(connection, version, &logins, &random).await }.boxed()
+                async move { ensure::cluster(connection, version, &logins, admin_next.as_ref(), &random).await }.boxed()
             })
             .await?;
+        // The other way round: the former password works until the server has taken the next one.
+        if secrets.promote_admin() {
+            secrets.write(self.secrets.as_ref())?;
+        }
         self.superuser.act(Act::EnsureRoles, DATABASE, move |connection| ensure::database(connection).boxed()).await
     }
 
@@ -131,6 +147,6 @@ pub(crate) fn login_of(secrets: &DbSecrets, group: GroupRole) -> Result<Login, E
     Ok(Login {
         user: group.login_name(secret.active),
         database: DATABASE.to_owned(),
-        password: secret.password.clone(),
+        password: secret.secret.password.clone(),
     })
 }

@@ -1,10 +1,12 @@
 //! Roles, settings and privileges as statements. Everything here runs as the superuser and is idempotent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::random::Randomness;
@@ -25,10 +27,16 @@ impl LoginPlan {
         let mut plan = Vec::new();
         for group in GroupRole::ALL {
             let secret = secrets.role(group)?;
-            plan.push((group, secret.active, Some(secret.password.clone())));
+            plan.push((group, secret.active, Some(secret.secret.password.clone())));
             plan.push((group, secret.active.other(), None));
         }
         Ok(Self(plan))
+    }
+
+    /// The names of those that nobody uses.
+    pub(crate) fn idle(&self) -> Vec<String> {
+        let idle = self.0.iter().filter(|(_, _, password)| password.is_none());
+        idle.map(|(group, letter, _)| group.login_name(*letter)).collect()
     }
 }
 
@@ -82,6 +90,7 @@ pub(crate) async fn cluster(
     connection: &mut PgConnection,
     version: Version,
     logins: &LoginPlan,
+    admin_next: Option<&SecretString>,
     random: &Randomness,
 ) -> Result<(), Error> {
     const WHAT: &str = "create the roles";
@@ -133,6 +142,10 @@ pub(crate) async fn cluster(
         settings_of(&mut sql, &name, group.limits(), version);
     }
     settings_of(&mut sql, MIGRATE, MIGRATE_LIMITS, version);
+    if let Some(password) = admin_next {
+        let verifier = scram::verifier(password, random);
+        sql.add(format!("ALTER ROLE {ADMIN} PASSWORD '{}'", verifier.expose_secret()));
+    }
     for (role, member) in memberships() {
         // From 16 on the inheritance of a membership is its own, whatever the member's attribute says.
         let options = match (version.major >= 16, member.as_str()) {
@@ -144,6 +157,12 @@ pub(crate) async fn cluster(
     let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
     sql.run(&mut transaction, WHAT).await?;
     transaction.commit().await.map_err(Error::sql(WHAT))?;
+    // What a rotation left that was interrupted. A session that does not end keeps no node from starting: it is older
+    // than the node, and the next rotation tells it again.
+    match end_sessions(connection, &logins.idle()).await {
+        Err(Error::Deadline { .. }) => tracing::warn!("a session of a former login does not end"),
+        other => other?,
+    }
 
     // CREATE DATABASE cannot be part of a transaction; it is one step of its own, found done or not.
     let found = sqlx::query("SELECT 1 FROM pg_database WHERE datname = $1")
@@ -278,6 +297,62 @@ pub(crate) async fn close_migration(connection: &mut PgConnection) -> Result<(),
         .map_err(Error::sql(WHAT))?;
     Ok(())
 }
+
+/// Gives these roles their passwords, as verifiers, and lets them in; together or not at all.
+pub(crate) async fn open_logins(
+    connection: &mut PgConnection,
+    verifiers: &[(String, SecretString)],
+) -> Result<(), Error> {
+    const WHAT: &str = "open the next logins";
+    let mut sql = Script::default();
+    for (name, verifier) in verifiers {
+        sql.add(format!("ALTER ROLE {name} LOGIN PASSWORD '{}'", verifier.expose_secret()));
+    }
+    let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
+    sql.run(&mut transaction, WHAT).await?;
+    transaction.commit().await.map_err(Error::sql(WHAT))
+}
+
+/// Shuts these logins out and ends their sessions.
+pub(crate) async fn close_logins(connection: &mut PgConnection, logins: &[String]) -> Result<(), Error> {
+    const WHAT: &str = "close the former logins";
+    let mut sql = Script::default();
+    for name in logins {
+        sql.add(format!("ALTER ROLE {name} NOLOGIN PASSWORD NULL"));
+    }
+    let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
+    sql.run(&mut transaction, WHAT).await?;
+    transaction.commit().await.map_err(Error::sql(WHAT))?;
+    end_sessions(connection, logins).await
+}
+
+/// How long the server may take to end sessions that it was told to end.
+const SESSION_END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Ends every session of these logins and waits until they are gone.
+pub(crate) async fn end_sessions(connection: &mut PgConnection, logins: &[String]) -> Result<(), Error> {
+    const WHAT: &str = "end the sessions of former logins";
+    let begun = Instant::now();
+    loop {
+        // Asked again: one that was let in an instant before its login was closed may have shown itself only now.
+        let told: i64 = sqlx::query_scalar(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY($1)",
+        )
+        .bind(logins)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(Error::sql(WHAT))?;
+        if told == 0 {
+            return Ok(());
+        }
+        if begun.elapsed() >= SESSION_END_DEADLINE {
+            return Err(Error::Deadline { what: "the end of sessions on former logins", deadline: SESSION_END_DEADLINE });
+        }
+        tokio::time::sleep(SESSION_END_STEP).await;
+    }
+}
+
+const SESSION_END_STEP: Duration = Duration::from_millis(20);
 
 /// Statements to run in order. Built from constants of this crate, numbers and verifiers: never from outside.
 #[derive(Default)]

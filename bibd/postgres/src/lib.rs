@@ -6,7 +6,7 @@
 //! process is a SCRAM verifier. The daemon decides when things happen; this room decides how.
 //!
 //! Start reading at [`provisioner`] (the trait), then [`process`] (the first of three provisioners), [`database`]
-//! (roles, logins, the migrations' door) and [`checklist`] (`bib admin db audit`).
+//! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -18,6 +18,7 @@ pub mod config;
 pub mod database;
 mod ensure;
 pub mod error;
+mod failpoints;
 mod file;
 mod network_fs;
 mod postmaster;
@@ -27,6 +28,7 @@ pub mod provisioner;
 pub mod random;
 mod record;
 pub mod role;
+pub mod rotation;
 mod run;
 mod scram;
 pub mod secrets;
@@ -38,6 +40,7 @@ pub mod version;
 pub use binaries::Found;
 pub use database::Database;
 pub use error::Error;
+pub use failpoints::Failpoints;
 pub use network_fs::network_kind;
 pub use process::ProcessPostgres;
 pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use secrecy::SecretString;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
@@ -27,6 +28,10 @@ pub enum Act {
     OpenMigration,
     /// Closes the migrations' login.
     CloseMigration,
+    /// Gives idle logins their next passwords, and the superuser its own.
+    OpenRotation,
+    /// Closes the logins that a rotation left, and ends their sessions.
+    CloseRotation,
 }
 
 impl Act {
@@ -36,6 +41,8 @@ impl Act {
             Self::EnsureRoles => "database.roles.ensure",
             Self::OpenMigration => "database.migration.open",
             Self::CloseMigration => "database.migration.close",
+            Self::OpenRotation => "database.rotation.open",
+            Self::CloseRotation => "database.rotation.close",
         }
     }
 }
@@ -97,13 +104,22 @@ impl Superuser {
     }
 
     async fn connect(&self, database: &str) -> Result<PgConnection, Error> {
-        let options = {
+        const WHAT: &str = "log in as superuser";
+        let (options, next) = {
             let secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
-            let login =
-                Login { user: ADMIN.to_owned(), database: database.to_owned(), password: secrets.admin().clone() };
-            silent(self.server.connect_options(&login))
+            let options = |password: &SecretString| {
+                let (user, database) = (ADMIN.to_owned(), database.to_owned());
+                silent(self.server.connect_options(&Login { user, database, password: password.clone() }))
+            };
+            (options(secrets.admin()), secrets.admin_next().map(options))
         };
-        let mut connection = PgConnection::connect_with(&options).await.map_err(Error::sql("log in as superuser"))?;
+        let mut connection = match (PgConnection::connect_with(&options).await, next) {
+            // A rotation was interrupted after the server took the new password and before that was written down.
+            (Err(error), Some(next)) if is_wrong_password(&error) => {
+                PgConnection::connect_with(&next).await.map_err(Error::sql(WHAT))?
+            }
+            (connected, _) => connected.map_err(Error::sql(WHAT))?,
+        };
         // Verifiers are no passwords, but they are nobody's business either: this session's statements stay out of
         // the server's log. A timeout on the server ends what our own deadline can only abandon.
         sqlx::raw_sql(
@@ -119,6 +135,11 @@ impl Superuser {
         .map_err(Error::sql("prepare the superuser's session"))?;
         Ok(connection)
     }
+}
+
+fn is_wrong_password(error: &sqlx::Error) -> bool {
+    const INVALID_PASSWORD: &str = "28P01";
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == INVALID_PASSWORD)
 }
 
 /// Options whose statements sqlx does not log either.

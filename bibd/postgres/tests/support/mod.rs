@@ -16,9 +16,9 @@ use rand::SeedableRng as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-/// Secrets in memory: what the daemon keeps sealed on disk.
+/// Secrets in memory: what the daemon keeps sealed on disk. The second field makes the disk full.
 #[derive(Default)]
-pub struct MemoryStore(Mutex<BTreeMap<String, String>>);
+pub struct MemoryStore(Mutex<BTreeMap<String, String>>, pub std::sync::atomic::AtomicBool);
 
 impl SecretStore for MemoryStore {
     fn read(&self, name: &str) -> Result<Option<SecretString>, SecretStoreError> {
@@ -26,6 +26,9 @@ impl SecretStore for MemoryStore {
     }
 
     fn write(&self, name: &str, secret: &SecretString) -> Result<(), SecretStoreError> {
+        if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(SecretStoreError { message: "seal secrets/db.age".to_owned(), source: None });
+        }
         self.0.lock().unwrap().insert(name.to_owned(), secret.expose_secret().to_owned());
         Ok(())
     }
@@ -123,6 +126,12 @@ impl TestServer {
         self.database = database;
     }
 
+    /// The daemon dies at this step of its next rotation.
+    pub fn dies_at(&mut self, point: &'static str) {
+        let hook = move |hit: &'static str| assert_ne!(hit, point, "the daemon dies here");
+        self.database = self.database.clone().with_failpoints(bibd_postgres::Failpoints::new(hook));
+    }
+
     /// Provisioned, started, with roles.
     pub async fn started() -> Self {
         let server = Self::new();
@@ -166,7 +175,10 @@ impl TestServer {
 }
 
 fn daemon(settings: &Settings, store: &Arc<MemoryStore>, recorder: &Arc<Recorder>) -> (Arc<ProcessPostgres>, Database) {
-    let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(2));
+    // Another daemon draws other passwords.
+    static SEED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(2);
+    let seed = SEED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(seed));
     let postgres = Arc::new(ProcessPostgres::new(settings.clone(), store.clone(), random.clone()));
     let database = Database::new(postgres.clone(), store.clone(), recorder.clone(), random);
     (postgres, database)
