@@ -335,18 +335,20 @@ pub(crate) async fn end_sessions(connection: &mut PgConnection, logins: &[String
     let begun = Instant::now();
     loop {
         // Asked again: one that was let in an instant before its login was closed may have shown itself only now.
-        let told: i64 = sqlx::query_scalar(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY($1)",
-        )
-        .bind(logins)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(Error::sql(WHAT))?;
+        let told: i64 =
+            sqlx::query_scalar("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY($1)")
+                .bind(logins)
+                .fetch_one(&mut *connection)
+                .await
+                .map_err(Error::sql(WHAT))?;
         if told == 0 {
             return Ok(());
         }
         if begun.elapsed() >= SESSION_END_DEADLINE {
-            return Err(Error::Deadline { what: "the end of sessions on former logins", deadline: SESSION_END_DEADLINE });
+            return Err(Error::Deadline {
+                what: "the end of sessions on former logins",
+                deadline: SESSION_END_DEADLINE,
+            });
         }
         tokio::time::sleep(SESSION_END_STEP).await;
     }

@@ -30,7 +30,8 @@ async fn is_whole(server: &TestServer) {
     .await;
     let told: BTreeSet<String> = server.database.credentials().unwrap().into_iter().map(|one| one.login).collect();
     assert_eq!(open.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), told);
-    let left = text(&mut attacker, "SELECT count(*)::text FROM pg_authid WHERE NOT rolcanlogin AND rolpassword IS NOT NULL");
+    let left =
+        text(&mut attacker, "SELECT count(*)::text FROM pg_authid WHERE NOT rolcanlogin AND rolpassword IS NOT NULL");
     assert_eq!(left.await, "0");
     let mut connections = Vec::new();
     for group in GroupRole::ALL {
