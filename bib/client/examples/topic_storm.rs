@@ -1,12 +1,13 @@
 //! Creates topics from many clients at once, each on its own connection, for a given time, and prints JSON with the
 //! number per second and the latencies. `cargo xtask bench` measures audited commits with it.
 //!
-//! `topic_storm SOCKET CLIENTS SECONDS PREFIX`: names are `PREFIX-<client>-<n>`, so give each run its own prefix.
+//! `topic_storm SOCKET CLIENTS SECONDS PREFIX`: names are `PREFIX-<client>-<n>`, so give each run its own prefix. With
+//! `-` for the seconds it goes on until its standard input ends.
 
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bib_client::{Client, Options, Random, Target, pb};
@@ -19,11 +20,21 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let [socket, clients, seconds, prefix] = arguments.as_slice() else {
         return Err("usage: topic_storm SOCKET CLIENTS SECONDS PREFIX".into());
     };
-    let (clients, seconds): (usize, u64) = (clients.parse()?, seconds.parse()?);
+    let clients: usize = clients.parse()?;
     let scratch = tempfile::tempdir()?;
     let counter = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
-    let until = began + Duration::from_secs(seconds);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ending = Arc::clone(&is_over);
+    let limit = if seconds == "-" { None } else { Some(Duration::from_secs(seconds.parse()?)) };
+    std::thread::spawn(move || {
+        match limit {
+            Some(limit) => std::thread::sleep(limit),
+            // Whatever comes, and whatever breaks: that is the end.
+            None => drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink())),
+        }
+        ending.store(true, Ordering::Relaxed);
+    });
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..clients {
         let counter = Arc::clone(&counter);
@@ -37,11 +48,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let clock = TimeSource::new(|| time::OffsetDateTime::now_utc().into());
         let options = Options::new(clock, random, scratch.path().join("config"), scratch.path().join("cache"));
         let client = Client::connect(Target::Socket(socket.into()), options)?;
-        let prefix = prefix.clone();
+        let (prefix, is_over) = (prefix.clone(), Arc::clone(&is_over));
         tasks.spawn(async move {
             let topics = client.topics();
             let mut latencies = Vec::new();
-            while Instant::now() < until {
+            while !is_over.load(Ordering::Relaxed) {
                 let since = Instant::now();
                 let name = format!("{prefix}-{number}-{}", latencies.len());
                 topics.create(pb::CreateTopicRequest { name, ..Default::default() }).await?;

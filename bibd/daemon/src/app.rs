@@ -14,7 +14,7 @@ use bib_identity::server_tls::ServerTlsError;
 use bib_proto::v1::health_service_server::HealthServiceServer;
 use bibd_catalog::migrate::MigrateError;
 use bibd_postgres::process::ProcessPostgres;
-use bibd_postgres::{ManagedPostgres, State, Stop};
+use bibd_postgres::{Failpoints, ManagedPostgres, State, Stop};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
@@ -182,6 +182,8 @@ pub struct Options {
     pub entropy: Entropy,
     /// The log of this process.
     pub logs: Logs,
+    /// Where a test ends the process; nowhere otherwise.
+    pub failpoints: Failpoints,
 }
 
 /// A daemon that serves.
@@ -248,20 +250,17 @@ impl Daemon {
         let postgres: Arc<dyn ManagedPostgres> =
             Arc::new(ProcessPostgres::new(settings, store.clone(), random.clone()));
         let superuser_uses = Arc::new(SuperuserUses::default());
-        let database = Arc::new(bibd_postgres::Database::new(
-            Arc::clone(&postgres),
-            store,
-            Arc::clone(&superuser_uses) as _,
-            random,
-        ));
+        let database =
+            bibd_postgres::Database::new(Arc::clone(&postgres), store, Arc::clone(&superuser_uses) as _, random);
+        let database = Arc::new(database.with_failpoints(options.failpoints));
         let provisioned = postgres.provision().await?;
         let how = postgres.start().await?;
         tracing::info!(postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
         let outcome = async {
-            let db = foundation::open_database(config, &database, options.clock.as_ref()).await?;
-            Ok::<_, StartError>((db, foundation::open_blobs(config, &data)?))
+            let (db, pools) = foundation::open_database(config, &database, options.clock.as_ref()).await?;
+            Ok::<_, StartError>((db, pools, foundation::open_blobs(config, &data)?))
         };
-        let (db, blobs) = match outcome.await {
+        let (db, pools, blobs) = match outcome.await {
             Ok(opened) => opened,
             Err(error) => {
                 stop_postgres(postgres.as_ref()).await;
@@ -291,6 +290,7 @@ impl Daemon {
             postgres,
             database,
             superuser_uses,
+            pools,
             db,
             blobs,
             supervisor,

@@ -322,6 +322,7 @@ async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Fail
         home,
         clock,
         logs,
+        failpoints: bibd_postgres::Failpoints::default(),
     };
     // Boxed: a start holds many things across its waits.
     Ok(Box::pin(Daemon::start(options)).await?)

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use bib_core::PeerId;
 use bib_identity::NodeKey;
 use bibd_blobs::BlobStore;
-use bibd_catalog::{Db, Pools, migrate};
+use bibd_catalog::{Db, migrate};
 use bibd_postgres::database::Database;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
-use bibd_postgres::{GroupRole, ManagedPostgres, Randomness, RunAs, Settings};
+use bibd_postgres::{ManagedPostgres, Randomness, RunAs, Settings};
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 
 use crate::app::StartError;
@@ -26,17 +26,10 @@ use crate::grpc::revocation::CertificateList;
 use crate::grpc::stack::RateLimiter;
 use crate::logging::Logs;
 use crate::metrics::Metrics;
+use crate::pools::RolePools;
 use crate::secrets::Secrets;
 use crate::supervisor::Supervisor;
 
-/// How long a call waits for a database connection (security.md, B-STO 11).
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that was idle for this long is tried before it is used.
-const TEST_AFTER_IDLE: Duration = Duration::from_millis(500);
-/// The sequencer works alone; the second connection is for its checkpoints.
-const SEAL_CONNECTIONS: u32 = 2;
-const AUDIT_CONNECTIONS: u32 = 4;
-const MONITOR_CONNECTIONS: u32 = 2;
 /// Uses of the superuser that are remembered until the audit log takes them.
 const MAX_USES: usize = 256;
 
@@ -75,7 +68,9 @@ pub struct Foundation {
     pub database: Arc<Database>,
     /// Uses of the superuser that the audit log has not taken yet.
     pub superuser_uses: Arc<SuperuserUses>,
-    /// The catalog.
+    /// The pools of its roles, as a rotation moves them.
+    pub pools: RolePools,
+    /// The catalog, over these pools.
     pub db: Db,
     /// The chunks.
     pub blobs: BlobStore,
@@ -192,7 +187,11 @@ pub(crate) fn randomness(entropy: &Entropy) -> Randomness {
 }
 
 /// Roles, migrations, then the pools with the least that each needs.
-pub(crate) async fn open_database(config: &Config, database: &Database, clock: &dyn Clock) -> Result<Db, StartError> {
+pub(crate) async fn open_database(
+    config: &Config,
+    database: &Database,
+    clock: &dyn Clock,
+) -> Result<(Db, RolePools), StartError> {
     database.ensure_roles().await?;
     let now = clock.now();
     let migrated = database
@@ -212,34 +211,11 @@ pub(crate) async fn open_database(config: &Config, database: &Database, clock: &
             "a migration ran"
         );
     }
-    let pool = |group: GroupRole, size: u32| -> Result<PgPool, StartError> {
-        // Statements are few, prepared once for each connection, and all served by indexes: planning one of them anew
-        // for its values costs more than running it.
-        let options = database.connect_options(group)?.options([("plan_cache_mode", "force_generic_plan")]);
-        let builder = PgPoolOptions::new()
-            .max_connections(size)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            // A busy pool pays nothing; after a crash of the server, which takes longer than this to recover from, the
-            // dead connections are found and replaced before a call gets one.
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for >= TEST_AFTER_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            });
-        Ok(builder.connect_lazy_with(options))
-    };
-    let db = Db::new(Pools {
-        service: pool(GroupRole::Service, config.database.connections)?,
-        seal: pool(GroupRole::Seal, SEAL_CONNECTIONS)?,
-        audit: pool(GroupRole::Audit, AUDIT_CONNECTIONS)?,
-        monitor: pool(GroupRole::Monitor, MONITOR_CONNECTIONS)?,
-    });
+    database.date_passwords(now.as_seconds()).await?;
+    let (role_pools, pools) = RolePools::open(database, config.database.connections)?;
+    let db = Db::new(pools);
     db.ping().await?;
-    Ok(db)
+    Ok((db, role_pools))
 }
 
 /// Opens the chunk store.

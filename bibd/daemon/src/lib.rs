@@ -20,6 +20,7 @@ pub mod foundation;
 pub mod grpc;
 pub mod logging;
 pub mod metrics;
+pub mod pools;
 pub mod ready;
 pub mod secrets;
 pub mod services;

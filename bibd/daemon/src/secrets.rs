@@ -1,7 +1,7 @@
 //! The node's sealed secrets, as the parts of the daemon that need one see them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bib_identity::sealed::SealError;
 use bib_identity::{NodeKey, Recipient, SealedDir};
@@ -14,6 +14,8 @@ pub struct Secrets {
     directory: PathBuf,
     key: Arc<NodeKey>,
     recovery: Arc<RwLock<Vec<Recipient>>>,
+    /// Whoever writes. Sealing anew reads and writes: what was written in between would be undone by it.
+    writing: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -26,7 +28,12 @@ impl Secrets {
     /// The secrets in `directory`; what is written is also sealed to `recovery`.
     #[must_use]
     pub fn new(directory: &Path, key: Arc<NodeKey>, recovery: Vec<Recipient>) -> Self {
-        Self { directory: directory.to_owned(), key, recovery: Arc::new(RwLock::new(recovery)) }
+        Self {
+            directory: directory.to_owned(),
+            key,
+            recovery: Arc::new(RwLock::new(recovery)),
+            writing: Arc::default(),
+        }
     }
 
     /// From now on what is written is also sealed to these. Call [`Secrets::reseal`] for what is there already.
@@ -48,6 +55,7 @@ impl Secrets {
     /// # Errors
     /// With the first secret that cannot be opened or written; those before it are sealed anew already.
     pub fn reseal(&self) -> Result<usize, SealError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = self.directory()?;
         let mut count = 0;
         for entry in std::fs::read_dir(&self.directory).into_iter().flatten().flatten() {
@@ -74,6 +82,7 @@ impl SecretStore for Secrets {
 
     fn write(&self, name: &str, secret: &SecretString) -> Result<(), SecretStoreError> {
         let bytes = SecretSlice::from(secret.expose_secret().as_bytes().to_vec());
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.directory().and_then(|directory| directory.write(name, &bytes)).map_err(|e| failed(name, "seal", e))
     }
 }

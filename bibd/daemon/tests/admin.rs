@@ -251,6 +251,8 @@ async fn nobody_but_an_admin_gets_any_of_it_and_shutdown_stops_the_daemon() {
         export_audit pb::ExportAuditRequest {};
         erase_audit pb::EraseAuditRequest { entry_id: uuid::Uuid::nil().to_string(), reason: "x".to_owned() };
         audit_database pb::AuditDatabaseRequest {};
+        get_database_status pb::GetDatabaseStatusRequest {};
+        rotate_database pb::RotateDatabaseRequest::default();
         export_recovery pb::ExportRecoveryRequest::default();
         collect_garbage pb::CollectGarbageRequest::default();
         scrub pb::ScrubRequest {};

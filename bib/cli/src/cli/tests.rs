@@ -116,6 +116,8 @@ fn the_names_of_the_issue_are_there() {
         "admin config get",
         "admin config set",
         "admin db audit",
+        "admin db rotate",
+        "admin db status",
         "admin logs",
         "admin metrics",
         "admin recovery export",

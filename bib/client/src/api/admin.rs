@@ -80,6 +80,17 @@ impl Admin {
         call!(self, Yes, AdminServiceClient, audit_database, pb::AuditDatabaseRequest {})
     }
 
+    /// What runs the database, and the login in use of every role.
+    pub async fn database_status(&self) -> Result<pb::GetDatabaseStatusResponse> {
+        call!(self, Yes, AdminServiceClient, get_database_status, pb::GetDatabaseStatusRequest {})
+    }
+
+    /// Gives these roles of the database new passwords; all when none is named.
+    pub async fn rotate_database(&self, roles: &[String]) -> Result<pb::RotateDatabaseResponse> {
+        let message = pb::RotateDatabaseRequest { roles: roles.to_vec() };
+        call!(self, No, AdminServiceClient, rotate_database, message)
+    }
+
     /// Makes the recovery keys and their sheet, once.
     pub async fn export_recovery(&self, request: pb::ExportRecoveryRequest) -> Result<pb::ExportRecoveryResponse> {
         call!(self, No, AdminServiceClient, export_recovery, request)

@@ -424,6 +424,9 @@ fn check(config: &Config) -> Vec<Finding> {
     if config.database.connections > 64 {
         refuse("database.connections", "must be 1 to 64", "16 is enough for thousands of commits a second");
     }
+    if !(3_600..=90 * 86_400).contains(&config.database.rotation.every.0.as_secs()) {
+        refuse("database.rotation.every", "must be 1h to 90d", "7d is usual");
+    }
     if !(31..=825).contains(&config.tls.server_validity_days) {
         refuse("tls.server_validity_days", "must be 31 to 825", "365 is usual");
     }

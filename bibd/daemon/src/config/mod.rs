@@ -287,6 +287,22 @@ pub struct Database {
     pub start_timeout: Span,
     /// How long PostgreSQL may take to stop, with its checkpoint.
     pub stop_timeout: Span,
+    /// New passwords for its logins.
+    pub rotation: Rotation,
+}
+
+/// New passwords for the database's logins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rotation {
+    /// How old a password of the database becomes before it is replaced, 1 hour to 90 days.
+    pub every: Span,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { every: Span(Duration::from_secs(7 * 86_400)) }
+    }
 }
 
 impl Default for Database {
@@ -303,6 +319,7 @@ impl Default for Database {
             allow_network_filesystem: false,
             start_timeout: Span(Duration::from_secs(120)),
             stop_timeout: Span(Duration::from_secs(60)),
+            rotation: Rotation::default(),
         }
     }
 }

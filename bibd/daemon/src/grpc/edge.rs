@@ -31,6 +31,7 @@ use crate::services::grant::GrantUseCases;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
 use crate::services::refusals::Refusals;
+use crate::services::rotation::Rotation;
 use crate::services::topic::TopicUseCases;
 use crate::services::users::Users;
 use crate::services::{accounts, tasks};
@@ -69,11 +70,17 @@ impl Edge {
         let registry = &foundation.metrics.registry;
         let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), registry)?;
         data.start(&foundation.supervisor);
+        let rotation = Rotation::new(foundation, base.clone());
+        let rotating = rotation.clone();
+        foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "rotation", move |stop| {
+            rotating.clone().run(stop)
+        });
         let admin = AdminParts {
             audit,
             journal: base.journal.clone(),
             configuration: Configuration::start(foundation, base.clone()).await?,
             database: DatabaseAudit::new(foundation, base.clone()),
+            rotation,
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
             collector: data.collector.clone(),

@@ -35,6 +35,7 @@ pub mod receive_pages;
 pub mod recovery;
 pub mod reference;
 pub mod refusals;
+pub mod rotation;
 pub mod scrub;
 pub mod sequencer;
 pub mod sessions;

@@ -64,6 +64,15 @@ pub struct StorageState {
     pub disk_total_bytes: u64,
 }
 
+/// What runs the database, as a word.
+pub(super) fn provisioner(foundation: &Foundation) -> &'static str {
+    match foundation.config().database.provisioner {
+        Provisioner::Auto | Provisioner::Process => "process",
+        Provisioner::Container => "container",
+        Provisioner::Kubernetes => "kubernetes",
+    }
+}
+
 /// The use cases of the node as a whole. Cheap to clone.
 #[derive(Clone)]
 pub struct NodeUseCases {
@@ -116,11 +125,7 @@ impl NodeUseCases {
             datasets,
             versions,
             database: DatabaseState {
-                provisioner: match self.foundation.config().database.provisioner {
-                    Provisioner::Auto | Provisioner::Process => "process",
-                    Provisioner::Container => "container",
-                    Provisioner::Kubernetes => "kubernetes",
-                },
+                provisioner: provisioner(&self.foundation),
                 version,
                 schema: u32::try_from(schema).unwrap_or_default(),
                 healthy: postgres.health().await == Health::Ready,

@@ -208,7 +208,8 @@ async fn daemon(dir: &Path, clock: &ManualClock, admin_key: Option<String>) -> D
     };
     let logs = bibd::logging::init(&loaded.config.log, Arc::clone(&clock)).unwrap();
     let entropy = Entropy::from_system();
-    let options = Options { loaded, home, ready_file: None, admin_key, clock, entropy, logs };
+    let options =
+        Options { loaded, home, ready_file: None, admin_key, clock, entropy, logs, failpoints: Default::default() };
     Box::pin(Daemon::start(options)).await.unwrap()
 }
 

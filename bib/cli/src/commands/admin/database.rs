@@ -7,12 +7,21 @@ use clap::Subcommand;
 use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
 use crate::output::{Format, record};
+use crate::units::format_millis;
 
 /// The managed PostgreSQL.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs the hardening checklist; exit 7 when an item fails. `-o markdown` writes a report
     Audit,
+    /// Gives the database's logins new passwords now, while everybody goes on working
+    Rotate {
+        /// Only this role, as `status` names it; can be repeated
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
+    },
+    /// Shows what runs the database, and every role with its login and the age of its password
+    Status,
 }
 
 record! {
@@ -23,25 +32,85 @@ record! {
     }
 }
 
+record! {
+    /// What a rotation did.
+    RotationRow { roles: Vec<String> = Many, left_out: Vec<String> = Many, duration_ms: u64 = Millis }
+}
+
+record! {
+    /// A role of the database; what is the same for all of them is for programs.
+    RoleRow {
+        role: String = Text listed, login: String = Text listed, password_age_ms: u64 = Millis listed,
+        connections: u64 = Text listed, provisioner: String = Text, version: String = Text, uptime_ms: u64 = Millis,
+        rotated_every_ms: u64 = Millis,
+    }
+}
+
 impl Command {
     /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
-        let answer = context.client().await?.admin().audit_database().await?;
-        let failed = answer.failed;
-        if context.output.format() == Format::Markdown {
-            context.output.text(&report(&answer))?;
-        } else {
-            let summary =
-                format!("{} passed, {} failed, {} do not apply", answer.passed, failed, answer.not_applicable);
-            let mut list = context.output.list();
-            for finding in answer.findings {
-                list.push(&FindingRow::from(finding))?;
-            }
-            list.finish("no items")?;
-            context.output.note(&summary);
+        match self {
+            Self::Audit => audit(context).await,
+            Self::Rotate { roles } => rotate(context, &roles).await,
+            Self::Status => status(context).await,
         }
-        if failed > 0 { Err(Failure::said(Exit::Integrity)) } else { Ok(()) }
     }
+}
+
+async fn audit(context: &Context) -> Result<()> {
+    let answer = context.client().await?.admin().audit_database().await?;
+    let failed = answer.failed;
+    if context.output.format() == Format::Markdown {
+        context.output.text(&report(&answer))?;
+    } else {
+        let summary = format!("{} passed, {} failed, {} do not apply", answer.passed, failed, answer.not_applicable);
+        let mut list = context.output.list();
+        for finding in answer.findings {
+            list.push(&FindingRow::from(finding))?;
+        }
+        list.finish("no items")?;
+        context.output.note(&summary);
+    }
+    if failed > 0 { Err(Failure::said(Exit::Integrity)) } else { Ok(()) }
+}
+
+async fn rotate(context: &Context, roles: &[String]) -> Result<()> {
+    let answer = context.client().await?.admin().rotate_database(roles).await?;
+    let left_out = answer.left_out.join(", ");
+    let row = RotationRow { roles: answer.roles, left_out: answer.left_out, duration_ms: answer.duration_ms };
+    context.output.one(&row)?;
+    if !left_out.is_empty() {
+        context.output.note(&format!("at work and left for later: {left_out}"));
+    }
+    Ok(())
+}
+
+async fn status(context: &Context) -> Result<()> {
+    let answer = context.client().await?.admin().database_status().await?;
+    let (uptime_ms, every_ms) =
+        (answer.uptime_seconds.saturating_mul(1_000), answer.rotated_every_seconds.saturating_mul(1_000));
+    let mut list = context.output.list();
+    for role in answer.roles {
+        list.push(&RoleRow {
+            role: role.role,
+            login: role.login,
+            password_age_ms: role.password_age_seconds.saturating_mul(1_000),
+            connections: role.connections,
+            provisioner: answer.provisioner.clone(),
+            version: answer.version.clone(),
+            uptime_ms,
+            rotated_every_ms: every_ms,
+        })?;
+    }
+    list.finish("no roles")?;
+    context.output.note(&format!(
+        "PostgreSQL {} ({}), up for {}; a password is replaced after {}",
+        scrub(&answer.version),
+        scrub(&answer.provisioner),
+        format_millis(uptime_ms),
+        format_millis(every_ms)
+    ));
+    Ok(())
 }
 
 fn report(answer: &pb::AuditDatabaseResponse) -> String {

@@ -14,7 +14,7 @@ pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
     pub(crate) use super::audit::{EntryRow, VerdictRow};
     pub(crate) use super::config::ConfigRow;
-    pub(crate) use super::database::FindingRow;
+    pub(crate) use super::database::{FindingRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
     pub(crate) use super::recovery::RecoveryRow;
     pub(crate) use super::storage::{CollectRow, ScrubRow};

@@ -1,6 +1,7 @@
 //! AdminService: running the node. Each call asks the policy in its use case.
 
 mod audit;
+mod database;
 mod logs;
 mod store;
 mod working;
@@ -11,7 +12,6 @@ use std::time::Duration;
 use bib_core::access::Verb;
 use bib_proto::v1::admin_service_server::AdminService;
 use bib_proto::v1::{self as pb, AuditEntry, ExportAuditResponse, LogEntry, ScrubResponse, VerifyAuditResponse};
-use bibd_postgres::checklist::{Finding, Status as Verdict};
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -29,6 +29,7 @@ use crate::services::database_audit::DatabaseAudit;
 use crate::services::journal::Journal;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
+use crate::services::rotation::Rotation;
 use crate::services::scrub::ScrubUseCases;
 
 /// How long running calls are given when the request does not say.
@@ -45,6 +46,8 @@ pub struct AdminParts {
     pub configuration: Configuration,
     /// The checklist.
     pub database: DatabaseAudit,
+    /// The database's passwords.
+    pub rotation: Rotation,
     /// The node as a whole.
     pub node: NodeUseCases,
     /// The recovery sheet.
@@ -203,18 +206,24 @@ impl AdminService for AdminHandler {
         request: Request<pb::AuditDatabaseRequest>,
     ) -> Result<Response<pb::AuditDatabaseResponse>, Status> {
         let call = call_of(&request)?;
-        let findings = self.parts.database.run(&call).await?;
-        let mut answer = pb::AuditDatabaseResponse::default();
-        for found in findings {
-            match found.status {
-                Verdict::Pass => answer.passed += 1,
-                Verdict::Fail => answer.failed += 1,
-                Verdict::NotApplicable { .. } => answer.not_applicable += 1,
-                Verdict::Warn => {}
-            }
-            answer.findings.push(finding(found));
-        }
-        Ok(Response::new(answer))
+        Ok(Response::new(database::audited(self.parts.database.run(&call).await?)))
+    }
+
+    async fn get_database_status(
+        &self,
+        request: Request<pb::GetDatabaseStatusRequest>,
+    ) -> Result<Response<pb::GetDatabaseStatusResponse>, Status> {
+        let call = call_of(&request)?;
+        Ok(Response::new(database::status(self.parts.rotation.status(&call).await?)))
+    }
+
+    async fn rotate_database(
+        &self,
+        request: Request<pb::RotateDatabaseRequest>,
+    ) -> Result<Response<pb::RotateDatabaseResponse>, Status> {
+        let call = call_of(&request)?;
+        let rotated = self.parts.rotation.rotate(&call, &request.into_inner().roles).await?;
+        Ok(Response::new(database::rotated(rotated)))
     }
 
     async fn export_recovery(
@@ -255,22 +264,5 @@ impl AdminService for AdminHandler {
         };
         self.parts.node.shutdown(&call, drain).await?;
         Ok(Response::new(pb::ShutdownResponse {}))
-    }
-}
-
-fn finding(finding: Finding) -> pb::Finding {
-    let (status, reason) = match finding.status {
-        Verdict::Pass => ("pass", ""),
-        Verdict::Fail => ("fail", ""),
-        Verdict::Warn => ("warn", ""),
-        Verdict::NotApplicable { reason } => ("not-applicable", reason),
-    };
-    pb::Finding {
-        item: finding.item.to_owned(),
-        title: finding.title.to_owned(),
-        status: status.to_owned(),
-        observed: finding.observed,
-        expected: finding.expected,
-        reason: reason.to_owned(),
     }
 }

@@ -74,6 +74,7 @@ const UNTIMED: &[&str] = &[
     "/bib.v1.DatasetService/CommitVersion",
     "/bib.v1.DatasetService/WithdrawVersion",
     "/bib.v1.AdminService/CollectGarbage",
+    "/bib.v1.AdminService/RotateDatabase",
 ];
 
 /// May a call of this path take as long as it needs?
@@ -174,6 +175,8 @@ methods! {
     Actor 50 "/bib.v1.AdminService/ExportAudit",
     Actor 1 "/bib.v1.AdminService/EraseAudit",
     Actor 20 "/bib.v1.AdminService/AuditDatabase",
+    Actor 2 "/bib.v1.AdminService/GetDatabaseStatus",
+    Actor 20 "/bib.v1.AdminService/RotateDatabase",
     Actor 10 "/bib.v1.AdminService/ExportRecovery",
     Actor 20 "/bib.v1.AdminService/CollectGarbage",
     Actor 50 "/bib.v1.AdminService/Scrub",

@@ -1,0 +1,65 @@
+//! The managed PostgreSQL on the wire.
+
+use bib_proto::v1::{self as pb, AuditDatabaseResponse, GetDatabaseStatusResponse, RotateDatabaseResponse};
+use bibd_postgres::checklist::{Finding, Status as Verdict};
+
+use crate::services::rotation::{DatabaseStatus, RoleState, Rotated};
+
+/// The checklist with its counts.
+pub(super) fn audited(findings: Vec<Finding>) -> AuditDatabaseResponse {
+    let mut answer = AuditDatabaseResponse::default();
+    for found in findings {
+        match found.status {
+            Verdict::Pass => answer.passed += 1,
+            Verdict::Fail => answer.failed += 1,
+            Verdict::NotApplicable { .. } => answer.not_applicable += 1,
+            Verdict::Warn => {}
+        }
+        answer.findings.push(finding(found));
+    }
+    answer
+}
+
+/// The server and its roles.
+pub(super) fn status(status: DatabaseStatus) -> GetDatabaseStatusResponse {
+    let role = |state: RoleState| pb::DatabaseRole {
+        role: state.role.to_owned(),
+        login: state.login,
+        password_age_seconds: state.age.as_secs(),
+        connections: state.connections,
+    };
+    GetDatabaseStatusResponse {
+        provisioner: status.provisioner.to_owned(),
+        version: status.version,
+        uptime_seconds: status.uptime.as_secs(),
+        rotated_every_seconds: status.rotated_every.as_secs(),
+        roles: status.roles.into_iter().map(role).collect(),
+    }
+}
+
+/// What a rotation did.
+pub(super) fn rotated(rotated: Rotated) -> RotateDatabaseResponse {
+    let texts = |names: Vec<&'static str>| names.into_iter().map(str::to_owned).collect();
+    RotateDatabaseResponse {
+        roles: texts(rotated.roles),
+        left_out: texts(rotated.left_out),
+        duration_ms: u64::try_from(rotated.took.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn finding(finding: Finding) -> pb::Finding {
+    let (status, reason) = match finding.status {
+        Verdict::Pass => ("pass", ""),
+        Verdict::Fail => ("fail", ""),
+        Verdict::Warn => ("warn", ""),
+        Verdict::NotApplicable { reason } => ("not-applicable", reason),
+    };
+    pb::Finding {
+        item: finding.item.to_owned(),
+        title: finding.title.to_owned(),
+        status: status.to_owned(),
+        observed: finding.observed,
+        expected: finding.expected,
+        reason: reason.to_owned(),
+    }
+}
