@@ -10,7 +10,7 @@ use crate::process::{capture, cargo, root, run};
 use crate::{machine, postgres, soak, test, tidy};
 
 /// Enough to meet each kind of kill once.
-const SOAK_ROUNDS: u64 = 5;
+const SOAK_ROUNDS: u64 = 7;
 /// The same kills every time: CI looks for what changed.
 const SOAK_SEED: u64 = 1;
 

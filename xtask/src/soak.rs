@@ -38,15 +38,19 @@ enum Kill {
     BothInPublish,
     DaemonInStart,
     PostgresInStart,
+    DaemonInRotation,
+    PostgresInRotation,
 }
 
 impl Kill {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::DaemonInPublish,
         Self::PostgresInPublish,
         Self::DaemonInStart,
         Self::BothInPublish,
         Self::PostgresInStart,
+        Self::DaemonInRotation,
+        Self::PostgresInRotation,
     ];
 
     const fn words(self) -> &'static str {
@@ -56,11 +60,17 @@ impl Kill {
             Self::BothInPublish => "both, during a publish",
             Self::DaemonInStart => "the daemon, during its start",
             Self::PostgresInStart => "PostgreSQL, during the daemon's start",
+            Self::DaemonInRotation => "the daemon, during a rotation of passwords",
+            Self::PostgresInRotation => "PostgreSQL, during a rotation of passwords",
         }
     }
 
     const fn is_in_start(self) -> bool {
         matches!(self, Self::DaemonInStart | Self::PostgresInStart)
+    }
+
+    const fn is_in_rotation(self) -> bool {
+        matches!(self, Self::DaemonInRotation | Self::PostgresInRotation)
     }
 }
 
@@ -151,6 +161,7 @@ struct Soak {
     acknowledged: Vec<(String, Listing)>,
     publish_takes: Duration,
     start_takes: Duration,
+    rotation_takes: Duration,
     serial: u64,
 }
 
@@ -168,6 +179,7 @@ impl Soak {
             acknowledged: Vec::new(),
             publish_takes: Duration::ZERO,
             start_takes: Duration::ZERO,
+            rotation_takes: Duration::ZERO,
             serial: 0,
         };
         for _ in 0..2 {
@@ -178,10 +190,14 @@ impl Soak {
         }
         soak.node.stop()?;
         soak.start_takes = soak.node.start()?;
+        let began = Instant::now();
+        soak.node.ask(&["admin", "db", "rotate"])?;
+        soak.rotation_takes = began.elapsed();
         println!(
-            "a publish takes {:.2} s, a start {:.2} s",
+            "a publish takes {:.2} s, a start {:.2} s, a rotation {:.2} s",
             soak.publish_takes.as_secs_f64(),
-            soak.start_takes.as_secs_f64()
+            soak.start_takes.as_secs_f64(),
+            soak.rotation_takes.as_secs_f64()
         );
         Ok(soak)
     }
@@ -191,6 +207,8 @@ impl Soak {
         let before = self.stored_chunks()?;
         if kill.is_in_start() {
             self.kill_in_start(kill, fraction)?;
+        } else if kill.is_in_rotation() {
+            self.kill_in_rotation(kill, fraction)?;
         } else if self.kill_in_publish(kill, fraction)? {
             outcome.acknowledged_in_time += 1;
         } else {
@@ -229,6 +247,28 @@ impl Soak {
         let Some(answer) = wait_for_json(child)? else { return Ok(false) };
         self.remember(&answer)?;
         Ok(true)
+    }
+
+    /// Kills while all passwords of the database change; afterwards one login of each pair must be open.
+    fn kill_in_rotation(&mut self, kill: Kill, fraction: f64) -> anyhow::Result<()> {
+        let mut rotate = self.node.bib(["admin", "db", "rotate", "-o", "json"]);
+        rotate.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null());
+        let child = rotate.spawn().context("start bib")?;
+        std::thread::sleep(self.rotation_takes.mul_f64(fraction));
+        if kill == Kill::DaemonInRotation {
+            self.node.kill()?;
+        } else {
+            self.node.kill_postgres()?;
+        }
+        wait_for_json(child)?;
+        self.ensure_running()?;
+        let deadline = Instant::now() + RECOVERY_DEADLINE;
+        // The checklist counts the logins; it fails until what was interrupted is finished.
+        while let Err(error) = self.node.ask(&["admin", "db", "audit"]) {
+            ensure!(Instant::now() < deadline, "the logins are not whole again: {error:#}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     fn kill_in_start(&mut self, kill: Kill, fraction: f64) -> anyhow::Result<()> {
@@ -388,7 +428,7 @@ impl Outcome {
              Each round changes a folder and publishes it; something is killed with signal 9 on the way. Then everything that\n\
              was acknowledged must be there, the audit log must verify, the publish run again must send only the rest, and the\n\
              latest and a random earlier version must come back bit for bit. The moments of the kills are spread evenly over\n\
-             the time that a publish or a start takes.\n\n\
+             the time that a publish, a start or a rotation of the database's passwords takes.\n\n\
              | killed | rounds |\n|---|---|\n",
         );
         for (kill, count) in &self.rounds {

@@ -19,6 +19,7 @@ use crate::report::{Bound, Figure, Machine, Report};
 
 mod commits;
 mod files;
+mod rotation;
 mod transfer;
 
 /// Makes all inputs the same again.
@@ -37,6 +38,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("one-of-a-million", files::one_of_a_million),
     ("commits", commits::topics),
     ("audit-verify", commits::audit_verify),
+    ("rotation", rotation::rotation),
 ];
 
 /// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.
