@@ -38,6 +38,8 @@ pub enum Purpose {
     Transfer,
     /// A version's statement whose author is a service.
     Version,
+    /// A backup's manifest, and the head of an archived piece of the write-ahead log.
+    Backup,
 }
 
 impl Purpose {
@@ -52,6 +54,7 @@ impl Purpose {
             Self::Succession => "succession",
             Self::Transfer => "transfer",
             Self::Version => "version",
+            Self::Backup => "backup",
         }
     }
 }

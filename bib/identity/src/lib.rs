@@ -18,6 +18,7 @@ pub mod pem;
 pub mod recovery;
 pub mod request;
 pub mod sealed;
+pub mod sealed_stream;
 pub mod server_certificate;
 pub mod server_tls;
 pub mod ssh;

@@ -145,6 +145,11 @@ impl RecoverySheet {
         sealed::open_with(sealed, &self.age)
     }
 
+    /// The age key, for [`crate::sealed_stream::Opener`].
+    pub(crate) fn age_identity(&self) -> &age::x25519::Identity {
+        &self.age
+    }
+
     /// The sheet to print, once.
     #[must_use]
     pub fn to_text(&self, peer: &PeerId, created: Timestamp) -> Zeroizing<String> {

@@ -72,7 +72,7 @@ pub enum Recipient {
 }
 
 impl Recipient {
-    fn to_age(&self) -> Result<Box<dyn age::Recipient + Send>, SealError> {
+    pub(crate) fn to_age(&self) -> Result<Box<dyn age::Recipient + Send>, SealError> {
         match self {
             Self::Recovery(recipient) => Ok(Box::new(recipient.clone())),
             Self::Node(peer) => {

@@ -16,6 +16,7 @@ pub const EPOCH: &str = "audit.epoch";
 pub const SENSITIVE: &[&str] = &[
     "audit.epoch",
     "audit.erase",
+    "backup.delete",
     "cert.revoke",
     "config.set",
     "database.move",

@@ -59,9 +59,8 @@ pub struct Expected {
 }
 
 /// Items that do not apply to a server on a Unix socket, or not yet: `(item, title, reason)`.
-pub const NOT_APPLICABLE: [(&str, &str, &str); 3] = [
+pub const NOT_APPLICABLE: [(&str, &str, &str); 2] = [
     ("C.2-16", "TLS with client certificates", "there is no TCP and no TLS on a Unix socket; TCP modes have it"),
-    ("C.4-38", "WAL archiving", "backups and the archive come with their own issue; archive_mode is off until then"),
     ("C.4-45", "every connection uses TLS", "there is no TLS on a Unix socket; TCP modes have it"),
 ];
 

@@ -11,8 +11,9 @@ use crate::error::Error;
 use crate::file;
 use crate::role::{ADMIN, DATABASE, GroupRole, Letter, MIGRATE};
 use crate::scram;
-use crate::settings::{Layout, Limits, MAX_CONNECTIONS, PORT, RESERVED_CONNECTIONS};
+use crate::settings::{Layout, Limits, MAX_CONNECTIONS, PORT, RESERVED_CONNECTIONS, Target, Wal};
 use crate::version::Version;
+use crate::wal::{KEEP_NOTHING, archive_command, restore_command};
 
 /// The files as they should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +41,8 @@ const AUTO_HEADER: &str = "# Kept empty by bibd.\n";
 
 impl Config {
     /// The files for a server of `version`.
-    pub fn new(version: Version, layout: &Layout, limits: &Limits) -> Self {
-        Self { settings: settings(version, layout, limits), hba: hba(), ident: HEADER.to_owned() }
+    pub fn new(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Self {
+        Self { settings: settings(version, layout, limits, wal), hba: hba(), ident: HEADER.to_owned() }
     }
 
     /// `postgresql.conf`, whole.
@@ -78,7 +79,7 @@ impl Config {
 /// Settings that a login role overrides (see `ensure::role_settings`): effective values differ from the file.
 pub(crate) const SET_PER_ROLE: [&str; 1] = ["idle_in_transaction_session_timeout"];
 
-fn settings(version: Version, layout: &Layout, limits: &Limits) -> Vec<(&'static str, String)> {
+fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Vec<(&'static str, String)> {
     let mut all: Vec<(&'static str, String)> = Vec::new();
     let mut set = |name, value: &str| all.push((name, value.to_owned()));
 
@@ -129,7 +130,30 @@ fn settings(version: Version, layout: &Layout, limits: &Limits) -> Vec<(&'static
     set("max_wal_senders", "4");
     set("max_replication_slots", "4");
     set("max_slot_wal_keep_size", "4GB");
-    set("archive_mode", "off");
+    // Always on, so that archiving begins and ends without a restart; without an archive the command keeps nothing.
+    set("archive_mode", "on");
+    match wal {
+        Wal::Archive { timeout_s, max_files } => {
+            set("archive_command", &archive_command(&layout.spool, *max_files));
+            set("archive_timeout", &milliseconds(timeout_s.saturating_mul(1000)));
+        }
+        Wal::Recycle | Wal::Recover(_) => {
+            set("archive_command", KEEP_NOTHING);
+            set("archive_timeout", "0");
+        }
+    }
+    if let Wal::Recover(recovery) = wal {
+        // Nobody is let in before the end, so that who gets in sees the restored state and no earlier one.
+        set("hot_standby", "off");
+        set("restore_command", &recovery.feed.as_deref().map_or_else(|| "false".to_owned(), restore_command));
+        set("recovery_target_timeline", "current");
+        match &recovery.target {
+            Target::Consistent => set("recovery_target", "immediate"),
+            Target::Latest => {}
+            Target::Time(time) => set("recovery_target_time", time),
+        }
+        set("recovery_target_action", "promote");
+    }
     set("data_sync_retry", "off");
     set("zero_damaged_pages", "off");
 
@@ -229,7 +253,7 @@ mod tests {
 
     fn config(major: u32) -> Config {
         let layout = Layout::new(Path::new("/var/lib/bibd"), Path::new("/run/bibd"));
-        Config::new(Version { major, minor: 1 }, &layout, &Limits::default())
+        Config::new(Version { major, minor: 1 }, &layout, &Limits::default(), &Wal::Recycle)
     }
 
     #[test]

@@ -5,12 +5,15 @@
 //! outside, and never lets a password reach an argument list, an environment, a log or an error: what leaves this
 //! process is a SCRAM verifier. The daemon decides when things happen; this room decides how.
 //!
+//! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`]): the daemon seals, signs, stores.
+//!
 //! Start reading at [`provisioner`] (the trait), then [`process`] (the first of three provisioners), [`database`]
 //! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod account;
+pub mod backup;
 pub mod binaries;
 pub mod checklist;
 mod cluster;
@@ -36,6 +39,7 @@ pub mod settings;
 pub mod superuser;
 mod tool;
 pub mod version;
+pub mod wal;
 
 pub use binaries::Found;
 pub use database::Database;
@@ -47,6 +51,6 @@ pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop
 pub use random::Randomness;
 pub use role::{GroupRole, Letter, Login};
 pub use secrets::{SecretStore, SecretStoreError};
-pub use settings::{Layout, Limits, RunAs, Settings};
+pub use settings::{Layout, Limits, Recovery, RunAs, Settings, Target, Wal};
 pub use superuser::{Act, PrivilegedObserver};
 pub use version::Version;

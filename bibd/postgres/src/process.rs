@@ -81,7 +81,7 @@ impl ProcessPostgres {
     /// # Errors
     /// When no usable binaries are found: the files depend on the version.
     pub async fn config(&self) -> Result<Config, Error> {
-        Ok(Config::new(self.tools().await?.version, &self.layout, &self.settings.limits))
+        Ok(Config::new(self.tools().await?.version, &self.layout, &self.settings.limits, &self.settings.wal))
     }
 
     /// The user that the server runs as.
@@ -123,7 +123,7 @@ impl ProcessPostgres {
         {
             return Err(Error::NetworkFileSystem { path: layout.home.clone(), kind });
         }
-        for directory in [&layout.log, &layout.socket_dir] {
+        for directory in [&layout.log, &layout.spool, &layout.socket_dir] {
             file::ensure_dir(directory, account.uid, account.gid, 0o700)?;
         }
         let needed = [layout.log.clone(), layout.socket_dir.clone(), tools.bin_dir.clone()];
@@ -184,7 +184,7 @@ impl ProcessPostgres {
         };
         let verifier = scram::verifier(secrets.admin(), &self.random);
         drop(secrets);
-        let config = Config::new(tools.version, layout, &self.settings.limits);
+        let config = Config::new(tools.version, layout, &self.settings.limits, &self.settings.wal);
         cluster::initialise(&tools.bin_dir, tools.version, layout, tools.account, &config, &verifier).await?;
         std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
         file::sync_dir(&layout.home)

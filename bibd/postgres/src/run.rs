@@ -99,7 +99,7 @@ impl ProcessPostgres {
         server.running = None;
         self.check_identity(tools).await?;
         self.prepare_places(tools).await?;
-        let config = Config::new(tools.version, &self.layout, &self.settings.limits);
+        let config = Config::new(tools.version, &self.layout, &self.settings.limits, &self.settings.wal);
         if let Some(pid) = self.find_running(tools, deadline).await? {
             let running = server.running.insert(Running { pid, child: None });
             let changed = config.write(&self.layout.data, tools.account)?;

@@ -17,6 +17,8 @@ pub struct Settings {
     pub run_as: Option<RunAs>,
     /// Sizes.
     pub limits: Limits,
+    /// What becomes of the write-ahead log.
+    pub wal: Wal,
     /// Whether PGDATA may lie on a network file system.
     pub allow_network_fs: bool,
     /// How long a start may take until connections are accepted.
@@ -34,11 +36,49 @@ impl Settings {
             bin_dir: None,
             run_as: None,
             limits: Limits::default(),
+            wal: Wal::default(),
             allow_network_fs: false,
             start_deadline: Duration::from_secs(30),
             stop_deadline: Duration::from_secs(60),
         }
     }
+}
+
+/// What becomes of the write-ahead log once the server itself does not need it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Wal {
+    /// It is recycled.
+    #[default]
+    Recycle,
+    /// It is copied into `postgres/spool`, for somebody to take away.
+    Archive {
+        /// A segment is closed at least so often while anything is written, seconds.
+        timeout_s: u32,
+        /// Files that the spool may hold; then the server keeps its log until there is room.
+        max_files: u32,
+    },
+    /// It is read back: the server is being restored.
+    Recover(Recovery),
+}
+
+/// How far a server that is being restored goes before it takes connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// Where it stops.
+    pub target: Target,
+    /// The directory through which it asks for archived log ([`crate::wal::Feed`]); none when the backup has all.
+    pub feed: Option<PathBuf>,
+}
+
+/// Where recovery stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// As soon as the backup is consistent: the moment at which it ended.
+    Consistent,
+    /// At the end of the log.
+    Latest,
+    /// After the last transaction that was committed by then, in RFC 3339.
+    Time(String),
 }
 
 /// The operating system's user for the server.
@@ -90,6 +130,8 @@ pub struct Layout {
     pub provisioner: PathBuf,
     /// `postgres/log`.
     pub log: PathBuf,
+    /// `postgres/spool`: archived log that was not taken away yet.
+    pub spool: PathBuf,
     /// The socket's directory.
     pub socket_dir: PathBuf,
 }
@@ -108,6 +150,7 @@ impl Layout {
             data_new: home.join("data.new"),
             provisioner: home.join("PROVISIONER"),
             log: home.join("log"),
+            spool: home.join("spool"),
             socket_dir: runtime_dir.join("pg"),
             home,
         }

@@ -91,7 +91,8 @@ async fn a_fresh_server_passes_every_item() {
         .filter(|finding| matches!(finding.status, Status::NotApplicable { .. }))
         .map(|finding| finding.item)
         .collect();
-    assert_eq!(open, NOT_APPLICABLE.iter().map(|(item, _, _)| *item).collect());
+    // And the archive, which this server has not.
+    assert_eq!(open, NOT_APPLICABLE.iter().map(|(item, _, _)| *item).chain(["C.4-38"]).collect());
     // This machine's minor release may be old, which is a warning and no more.
     let warned: Vec<_> =
         findings.iter().filter(|finding| finding.status == Status::Warn).map(|finding| finding.item).collect();

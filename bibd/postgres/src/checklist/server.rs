@@ -9,6 +9,7 @@ use crate::config::{CONF, SET_PER_ROLE};
 use crate::error::Error;
 use crate::settings::{MAX_CONNECTIONS, RESERVED_CONNECTIONS};
 use crate::version::Version;
+use crate::wal::KEEP_NOTHING;
 
 use super::{Facts, Finding, Findings, Status};
 
@@ -215,6 +216,7 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
         wanted.push(("allow_alter_system", "off"));
     }
     findings.none("C.4-41", "no dangerous switches", effective.others(&wanted), "all off, libraries from $libdir only");
+    archive(effective, findings);
     let mut problems = effective.others(&[("client_connection_check_interval", "10s")]);
     if effective.number("idle_session_timeout") < 1 {
         problems.push("idle_session_timeout is off".to_owned());
@@ -226,6 +228,22 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
         "idle_session_timeout, client_connection_check_interval = 10s",
     );
     findings.none("C.4-44", "no JIT", effective.others(&[("jit", "off")]), "jit off");
+}
+
+/// The write-ahead log is archived, where somebody said to where.
+fn archive(effective: &Effective, findings: &mut Findings) {
+    let (item, title) = ("C.4-38", "WAL archiving");
+    if effective.shown("archive_command") == KEEP_NOTHING {
+        let reason = "there is no `backup.store` in the configuration";
+        let status = Status::NotApplicable { reason };
+        findings.0.push(Finding { item, title, status, observed: String::new(), expected: String::new() });
+        return;
+    }
+    let mut problems = effective.others(&[("archive_mode", "on")]);
+    if !(1..=60).contains(&effective.number("archive_timeout")) {
+        problems.push(format!("archive_timeout = '{}'", effective.shown("archive_timeout")));
+    }
+    findings.none(item, title, problems, "archive_mode on, archive_timeout at most 60 s");
 }
 
 /// `pg_hba.conf` as it is in the file now.
