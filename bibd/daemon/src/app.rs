@@ -117,6 +117,7 @@ impl StartError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::DataDir(DataDirError::Locked { .. }) => ErrorCode::DATA_DIR_LOCKED,
+            Self::DataDir(DataDirError::Restoring { .. }) => ErrorCode::RESTORE_UNFINISHED,
             Self::DataDir(DataDirError::Key(_) | DataDirError::Epoch { .. } | DataDirError::AuthorityLost { .. })
             | Self::Secrets(_)
             | Self::Postgres(

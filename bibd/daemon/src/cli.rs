@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 it ended as asked, 1 it failed, 2 the command line or the configuration is wrong, 3 another daemon
 //! uses the data directory, 4 an address or socket is in use, 5 PostgreSQL cannot be started, 6 the node's key or a
-//! secret cannot be used, 7 `bibd doctor` found something that must be repaired.
+//! secret cannot be used, 7 `bibd doctor` found something that must be repaired, or a backup is not what it should be.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
+mod restore;
+
 use crate::app::{Daemon, Options, StartError};
+use crate::backup::BackupError;
 use crate::clock::{Entropy, SystemClock};
 use crate::config::load::Problems;
 use crate::config::places::{Home, find_config_file};
@@ -60,6 +63,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Makes a node again out of a store of backups, on a machine that has nothing of it but a key.
+    Restore(restore::Args),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -114,6 +119,8 @@ enum Failure {
         #[source]
         source: std::io::Error,
     },
+    #[error(transparent)]
+    Restore(#[from] BackupError),
     #[error("something must be repaired")]
     Doctor,
 }
@@ -129,6 +136,11 @@ impl Failure {
                 ErrorCode::IDENTITY_UNUSABLE => 6,
                 _ => 1,
             },
+            Self::Restore(error) => match error.code() {
+                ErrorCode::IDENTITY_UNUSABLE => 6,
+                ErrorCode::INTEGRITY => 7,
+                _ => 1,
+            },
             Self::Doctor => 7,
             Self::Stopped(_) | Self::Io { .. } => 1,
         }
@@ -138,6 +150,7 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Usage { .. } => ErrorCode::CONFIG_INVALID,
             Self::Start(error) => error.code(),
+            Self::Restore(error) => error.code(),
             Self::Stopped(_) | Self::Io { .. } | Self::Doctor => ErrorCode::INTERNAL,
         }
     }
@@ -146,6 +159,7 @@ impl Failure {
         match self {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Start(error) => Some(error.hint()),
+            Self::Restore(error) => Some(error.hint()),
             Self::Stopped(_) | Self::Io { .. } => Some("`bibd doctor` looks for the cause".to_owned()),
             Self::Config(_) | Self::Doctor => None,
         }
@@ -195,6 +209,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let report = in_runtime(doctor::examine(&loaded.config, &home))?;
             print(&if output == Output::Json { report.to_json() } else { report.to_text() })?;
             if report.is_healthy() { Ok(()) } else { Err(Failure::Doctor) }
+        }
+        Command::Restore(args) => {
+            let config = load(&cli.common, &home)?.config;
+            let text = in_runtime(args.run(config, &home))??;
+            print(&text)
         }
         Command::Init(args) => {
             write_config(&cli.common, &home)?;

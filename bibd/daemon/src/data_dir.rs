@@ -30,6 +30,9 @@ const FORMAT: &str = "bib-data/1\n";
 /// The format of `identity/`.
 const IDENTITY_FORMAT: &str = "bib-identity/1\n";
 
+/// The mark of a directory that `bibd restore` has not finished.
+pub const RESTORING: &str = "RESTORING";
+
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -40,6 +43,12 @@ pub enum DataDirError {
         path: PathBuf,
         /// The other daemon's process id, 0 when it could not be read.
         pid: u32,
+    },
+    /// A restore was cut off.
+    #[error("`{path}` says that a restore into this directory was not finished")]
+    Restoring {
+        /// The mark.
+        path: PathBuf,
     },
     /// Written by a release that this one does not know.
     #[error("`{path}` says {found:?}, this bibd knows {known:?}")]
@@ -90,6 +99,7 @@ impl DataDirError {
     pub fn hint(&self) -> String {
         match self {
             Self::Locked { .. } => "stop it first, or choose another directory with --data-dir".to_owned(),
+            Self::Restoring { .. } => "run the same `bibd restore` again, or remove the directory".to_owned(),
             Self::Format { .. } => "use the release of bibd that wrote it, or a newer one".to_owned(),
             Self::Epoch { .. } => "restore identity/epoch from the same backup as the key: a wrong number could make \
                                    this node contradict itself"
@@ -148,6 +158,10 @@ impl DataDir {
         }
         let root = root.canonicalize().map_err(DataDirError::io("find", root))?;
         let lock = lock(&root)?;
+        let mark = root.join(RESTORING);
+        if mark.exists() {
+            return Err(DataDirError::Restoring { path: mark });
+        }
         ensure_format(&root.join("FORMAT"), FORMAT, "bib-data/1")?;
         Ok(Self { root, _lock: lock })
     }

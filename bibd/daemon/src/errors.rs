@@ -76,6 +76,7 @@ codes! {
     DISK_FULL = 303, "the disk is full";
     SHUTTING_DOWN = 304, "the daemon is stopping";
     AUDIT_UNAVAILABLE = 305, "the audit log cannot be written";
+    BACKUP_FAILED = 306, "a backup cannot be made, read or restored";
     CONFIG_INVALID = 400, "the configuration is not valid";
     DATA_DIR_LOCKED = 401, "another daemon uses this data directory";
     DATA_DIR_UNUSABLE = 402, "the data directory cannot be used";
@@ -83,6 +84,7 @@ codes! {
     IDENTITY_UNUSABLE = 404, "the node's key or a secret cannot be read";
     POSTGRES_UNAVAILABLE = 405, "PostgreSQL cannot be started";
     SCHEMA_NEWER = 406, "the data was written by a newer bibd";
+    RESTORE_UNFINISHED = 407, "a restore into this data directory was not finished";
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What services are built on: identity, secrets, database, blobs, and the frame around them, opened in the order that
 //! a start needs. Nothing here serves a call.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use bibd_blobs::BlobStore;
 use bibd_catalog::{Db, migrate};
 use bibd_postgres::database::Database;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
-use bibd_postgres::{ManagedPostgres, Randomness, RunAs, Settings};
+use bibd_postgres::wal::SEGMENT_BYTES;
+use bibd_postgres::{ManagedPostgres, Randomness, RunAs, Settings, Wal};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -167,9 +169,22 @@ impl PrivilegedObserver for SuperuserUses {
 
 /// The provisioner's settings.
 pub(crate) fn postgres_settings(config: &Config, places: &Places) -> Settings {
+    let mut settings = postgres_settings_at(config, &places.data, &places.runtime);
+    let backup = &config.backup;
+    if backup.store.is_some() {
+        settings.wal = Wal::Archive {
+            timeout_s: u32::try_from(backup.archive_timeout.0.as_secs()).unwrap_or(60),
+            max_files: u32::try_from(backup.spool_bytes.0 / SEGMENT_BYTES).unwrap_or(u32::MAX).max(1),
+        };
+    }
+    settings
+}
+
+/// The same sizes, user and programs for a server somewhere else, whose log is not archived.
+pub(crate) fn postgres_settings_at(config: &Config, data: &Path, runtime: &Path) -> Settings {
     let database = &config.database;
     let mebibytes = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
-    let mut settings = Settings::new(&places.data, &places.runtime);
+    let mut settings = Settings::new(data, runtime);
     settings.bin_dir.clone_from(&database.bin_dir);
     settings.run_as = database.run_as.clone().map(RunAs::User);
     settings.limits.shared_buffers_mb = mebibytes(database.shared_buffers.0).max(1);
@@ -216,6 +231,12 @@ pub(crate) async fn open_database(
     let db = Db::new(pools);
     db.ping().await?;
     Ok((db, role_pools))
+}
+
+/// The pools of a database whose passwords nobody replaces, such as one that is looked at.
+pub(crate) fn open_pools(config: &Config, database: &Database) -> Result<Db, StartError> {
+    let (_, pools) = RolePools::open(database, config.database.connections)?;
+    Ok(Db::new(pools))
 }
 
 /// Opens the chunk store.

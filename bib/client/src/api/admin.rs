@@ -106,6 +106,38 @@ impl Admin {
         stream!(self, AdminServiceClient, scrub, pb::ScrubRequest {})
     }
 
+    /// Makes a backup: progress, then the backup in the last answer.
+    pub async fn create_backup(&self) -> Result<Answers<pb::CreateBackupResponse>> {
+        stream!(self, AdminServiceClient, create_backup, pb::CreateBackupRequest {})
+    }
+
+    /// The backups in the node's store, newest first.
+    pub async fn backups(&self) -> Result<Vec<pb::Backup>> {
+        let answer: Result<pb::ListBackupsResponse> =
+            call!(self, Yes, AdminServiceClient, list_backups, pb::ListBackupsRequest {});
+        Ok(answer?.backups)
+    }
+
+    /// One backup.
+    pub async fn backup(&self, id: &str) -> Result<pb::Backup> {
+        let message = pb::ShowBackupRequest { id: id.to_owned() };
+        let answer: Result<pb::ShowBackupResponse> = call!(self, Yes, AdminServiceClient, show_backup, message);
+        Ok(answer?.backup.unwrap_or_default())
+    }
+
+    /// Restores a backup beside the node, looks at it, and removes that again.
+    pub async fn verify_backup(&self, id: &str) -> Result<pb::VerifyBackupResponse> {
+        let message = pb::VerifyBackupRequest { id: id.to_owned() };
+        call!(self, No, AdminServiceClient, verify_backup, message)
+    }
+
+    /// Deletes a backup, and the archived log that no other backup needs.
+    pub async fn delete_backup(&self, id: &str) -> Result<()> {
+        let message = pb::DeleteBackupRequest { id: id.to_owned() };
+        let answer: Result<pb::DeleteBackupResponse> = call!(self, No, AdminServiceClient, delete_backup, message);
+        answer.map(|_| ())
+    }
+
     /// Stops the node, giving running calls this many seconds; 0 means 30.
     pub async fn shutdown(&self, drain_seconds: u32) -> Result<()> {
         let message = pb::ShutdownRequest { drain_seconds };

@@ -123,6 +123,8 @@ pub struct Entry {
 pub struct Loaded {
     /// The values.
     pub config: Config,
+    /// The configuration file, when there is one.
+    pub file: Option<PathBuf>,
     origins: BTreeMap<String, Origin>,
 }
 
@@ -209,7 +211,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { origin, key: key.to_owned(), message, hint: Some(hint) });
     }
-    if problems.is_empty() { Ok(Loaded { config, origins }) } else { Err(Problems(problems)) }
+    if problems.is_empty() { Ok(Loaded { config, file: sources.file.as_ref().map(|(path, _)| path.clone()), origins }) } else { Err(Problems(problems)) }
 }
 
 fn is_toml(path: &Path) -> bool {
@@ -381,6 +383,12 @@ fn check(config: &Config) -> Vec<Finding> {
     if matches!(config.database.provisioner, Provisioner::Container | Provisioner::Kubernetes) {
         let message = "not available in this version: PostgreSQL runs as a process of this machine";
         refuse("database.provisioner", message, "set it to `auto` or `process`");
+    }
+    if !(1..=60).contains(&config.backup.archive_timeout.0.as_secs()) {
+        refuse("backup.archive_timeout", "must be 1s to 60s", "remove it to use the default");
+    }
+    if config.backup.store.as_ref().is_some_and(|path| !path.is_absolute()) {
+        refuse("backup.store", "must be an absolute path", "write it from the root of the file system");
     }
     let grpc = &config.grpc;
     let at_least = (4 << 20)..=(64 << 20);

@@ -46,6 +46,8 @@ pub struct Config {
     pub blobs: Blobs,
     /// The audit log.
     pub audit: Audit,
+    /// Backups.
+    pub backup: Backup,
     /// The daemon's own log.
     pub log: Log,
     /// Metrics for Prometheus.
@@ -382,6 +384,24 @@ pub struct Audit {
 impl Default for Audit {
     fn default() -> Self {
         Self { checkpoint_seconds: 60, checkpoint_path: None }
+    }
+}
+
+/// Backups.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// The directory of the store, best on another machine's disk. Default: none, and no backups.
+    pub store: Option<PathBuf>,
+    /// How much of the write-ahead log may wait for a store that cannot be reached; then PostgreSQL keeps it.
+    pub spool_bytes: Size,
+    /// How much of what was just written may be missing after a disaster, 1 s to 60 s.
+    pub archive_timeout: Span,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self { store: None, spool_bytes: Size(1 << 30), archive_timeout: Span(Duration::from_secs(60)) }
     }
 }
 

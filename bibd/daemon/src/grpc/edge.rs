@@ -22,6 +22,7 @@ use crate::grpc::user::UserHandler;
 use crate::services::audit::AuditService;
 use crate::services::auth::authenticate::Authentication;
 use crate::services::auth::login::LogIns;
+use crate::services::backup::BackupUseCases;
 use crate::services::base::Base;
 use crate::services::configuration::Configuration;
 use crate::services::data::DataUseCases;
@@ -75,6 +76,11 @@ impl Edge {
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "rotation", move |stop| {
             rotating.clone().run(stop)
         });
+        let backups = BackupUseCases::start(foundation, base.clone()).await?;
+        let shipping = backups.clone();
+        foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "log-shipping", move |stop| {
+            shipping.clone().shipping(stop)
+        });
         let admin = AdminParts {
             audit,
             journal: base.journal.clone(),
@@ -83,6 +89,7 @@ impl Edge {
             rotation,
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
+            backups,
             collector: data.collector.clone(),
             scrub: data.scrub.clone(),
             logs: foundation.logs.clone(),

@@ -1,13 +1,14 @@
 //! Reading, verifying, proving, exporting and erasing the audit log.
 
-use bib_core::Hash;
 use bib_core::access::Verb;
+use bib_core::{Hash, PeerId};
 use bibd_audit::export::{Bytes, DetailLine, EntryLine, FORMAT, Line, SealLine, SealedLine, write_line};
 use bibd_audit::merkle::ProofBuilder;
 use bibd_audit::note::SignedNote;
 use bibd_audit::proof::EntryProof;
-use bibd_audit::verify::{DetailRow, EntryRow, Row, SealRow, TrustedInputs, Verdict, Verifier};
+use bibd_audit::verify::{DetailRow, Doubt, EntryRow, Row, SealRow, TrustedInputs, Verdict, Verifier};
 use bibd_audit::{Checkpoint, CheckpointFile, Outcome, action};
+use bibd_catalog::Db;
 use bibd_catalog::audit::{self, Filter, Listed, LoggedRow, UnsealedRow};
 use futures::StreamExt as _;
 use serde_json::json;
@@ -50,6 +51,29 @@ pub struct Verification {
     pub checkpoint: String,
 }
 
+impl Verification {
+    /// The verdict in a word, and what it means in a sentence.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, String) {
+        match &self.verdict {
+            Verdict::Ok(ok) => (
+                "OK",
+                format!(
+                    "{} entries agree with the checkpoint at {}; {} came after it, {} had their details erased, {} wait",
+                    ok.entries, ok.checkpoint, ok.after_checkpoint, ok.erased, ok.unsealed
+                ),
+            ),
+            Verdict::Tampered(tamper) => ("TAMPERED", tamper.explanation.clone()),
+            Verdict::Unverified { reason: Doubt::NoKey, .. } => {
+                ("UNVERIFIED", "no public key was there to check with".to_owned())
+            }
+            Verdict::Unverified { reason: Doubt::NoCheckpoint, .. } => {
+                ("UNVERIFIED", "no checkpoint kept outside the database covers this log".to_owned())
+            }
+        }
+    }
+}
+
 impl AuditService {
     /// Over the node's log; `file` is the copy of the checkpoints on another path.
     #[must_use]
@@ -89,50 +113,16 @@ impl AuditService {
     /// When the caller may not, or the log cannot be read to its end. A broken log is a verdict, not an error.
     pub async fn verify(&self, call: &Call, progress: mpsc::Sender<(u64, u64)>) -> Result<Verification, ServiceError> {
         allow_node(call, Verb::AuditRead)?;
-        let (external, torn) = self.read_file().await?;
-        if torn > 0 {
-            tracing::warn!(torn_bytes = torn, "the checkpoint file ends in a note that was not finished");
-        }
-        let mut tx = self.base.db.snapshot_audit().await?;
-        let total = audit::count(&mut tx).await?.sealed;
-        let trusted = TrustedInputs {
-            public_key: Some(*self.base.peer.public_key()),
-            external,
-            table: audit::checkpoints(&mut tx).await?,
+        let told = |read, total| {
+            let progress = progress.clone();
+            async move { progress.send((read, total)).await.is_ok() }
         };
-        let newest = trusted.external.last().or(trusted.table.last()).cloned().unwrap_or_default();
-        let mut verifier = Verifier::new(&trusted);
-        let mut entries = 0;
-        let mut rows = Box::pin(audit::rows(&mut tx));
-        while let Some(row) = rows.next().await {
-            let row = row?;
-            entries += 1;
-            verifier.feed(&as_row(&row));
-            if entries % PROGRESS_EVERY == 0 && progress.send((entries, total)).await.is_err() {
-                return Err(ServiceError::conflict(
-                    ErrorCode::UNMET_CONDITION,
-                    "the caller went away during the verification",
-                    "run it again",
-                ));
-            }
-        }
-        drop(rows);
-        for row in audit::unsealed_entries(&mut tx, BESIDE).await? {
-            verifier.feed_unsealed(&as_unsealed(&row), row.queued);
-        }
-        for id in audit::queued_without_entry(&mut tx, BESIDE).await? {
-            verifier.feed_queued_without_entry(id);
-        }
-        tx.rollback().await?;
-        let verdict = verifier.finish();
-        let word = match &verdict {
-            Verdict::Ok(_) => "OK",
-            Verdict::Tampered(_) => "TAMPERED",
-            Verdict::Unverified { .. } => "UNVERIFIED",
-        };
-        let act = Act::new("audit.verify", "audit", json!({"verdict": word, "entries": entries}));
+        let verification = judge(&self.base.db, &self.base.peer, &self.file, told).await?;
+        let (word, _) = verification.words();
+        let details = json!({"verdict": word, "entries": verification.entries});
+        let act = Act::new("audit.verify", "audit", details);
         self.base.journal.record(&self.base.db, call, act, Outcome::Ok).await?;
-        Ok(Verification { verdict, entries, checkpoint: newest })
+        Ok(verification)
     }
 
     /// The proof that entry `seq` of `epoch` (0: the present one) lies in the log, as canonical JSON.
@@ -237,7 +227,7 @@ impl AuditService {
 
     /// The oldest checkpoint that covers the entry, from the file or else from the table.
     async fn checkpoint_for(&self, epoch: u64, seq: u64) -> Result<Option<(SignedNote, Checkpoint)>, ServiceError> {
-        let (mut notes, _) = self.read_file().await?;
+        let (mut notes, _) = read_file(&self.file).await?;
         let mut session = self.base.db.read_audit().await?;
         notes.extend(audit::checkpoints(&mut session).await?);
         let opened = notes.iter().filter_map(|text| {
@@ -247,13 +237,62 @@ impl AuditService {
         });
         Ok(opened.min_by_key(|(_, checkpoint)| checkpoint.size))
     }
+}
 
-    async fn read_file(&self) -> Result<(Vec<String>, u64), ServiceError> {
-        let file = self.file.clone();
-        let read = tokio::task::spawn_blocking(move || file.read()).await.map_err(ServiceError::internal)?;
-        let records = read.map_err(ServiceError::internal)?;
-        Ok((records.notes, records.torn_bytes))
+/// Reads the whole log of a database again and judges it by the checkpoints in `file` and by `peer`'s key. `told` hears of
+/// rows read and rows in all now and then, and says whether to go on.
+///
+/// # Errors
+/// When the log cannot be read to its end, or nobody wants to know any more. A broken log is a verdict, not an error.
+pub async fn judge<F: Future<Output = bool>>(
+    db: &Db,
+    peer: &PeerId,
+    file: &CheckpointFile,
+    told: impl Fn(u64, u64) -> F,
+) -> Result<Verification, ServiceError> {
+    let (external, torn) = read_file(file).await?;
+    if torn > 0 {
+        tracing::warn!(torn_bytes = torn, "the checkpoint file ends in a note that was not finished");
     }
+    let mut tx = db.snapshot_audit().await?;
+    let total = audit::count(&mut tx).await?.sealed;
+    let trusted = TrustedInputs {
+        public_key: Some(*peer.public_key()),
+        external,
+        table: audit::checkpoints(&mut tx).await?,
+    };
+    let newest = trusted.external.last().or(trusted.table.last()).cloned().unwrap_or_default();
+    let mut verifier = Verifier::new(&trusted);
+    let mut entries = 0;
+    let mut rows = Box::pin(audit::rows(&mut tx));
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        entries += 1;
+        verifier.feed(&as_row(&row));
+        if entries % PROGRESS_EVERY == 0 && !told(entries, total).await {
+            return Err(ServiceError::conflict(
+                ErrorCode::UNMET_CONDITION,
+                "the caller went away during the verification",
+                "run it again",
+            ));
+        }
+    }
+    drop(rows);
+    for row in audit::unsealed_entries(&mut tx, BESIDE).await? {
+        verifier.feed_unsealed(&as_unsealed(&row), row.queued);
+    }
+    for id in audit::queued_without_entry(&mut tx, BESIDE).await? {
+        verifier.feed_queued_without_entry(id);
+    }
+    tx.rollback().await?;
+    Ok(Verification { verdict: verifier.finish(), entries, checkpoint: newest })
+}
+
+async fn read_file(file: &CheckpointFile) -> Result<(Vec<String>, u64), ServiceError> {
+    let file = file.clone();
+    let read = tokio::task::spawn_blocking(move || file.read()).await.map_err(ServiceError::internal)?;
+    let records = read.map_err(ServiceError::internal)?;
+    Ok((records.notes, records.torn_bytes))
 }
 
 fn as_row(row: &LoggedRow) -> Row<'_> {

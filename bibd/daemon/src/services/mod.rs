@@ -8,6 +8,7 @@ pub mod activity;
 pub mod assemble;
 pub mod audit;
 pub mod auth;
+pub mod backup;
 pub mod base;
 pub mod bootstrap;
 mod check;

@@ -1,6 +1,7 @@
 //! `bib admin`: running the node. For admins.
 
 mod audit;
+mod backup;
 mod config;
 mod database;
 mod logs;
@@ -13,6 +14,7 @@ mod storage;
 pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
     pub(crate) use super::audit::{EntryRow, VerdictRow};
+    pub(crate) use super::backup::{BackupRow, CheckedRow};
     pub(crate) use super::config::ConfigRow;
     pub(crate) use super::database::{FindingRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
@@ -32,6 +34,9 @@ pub(crate) enum Command {
     /// The audit log: who did what, and whether it is untouched
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Backups of the node
+    #[command(subcommand)]
+    Backup(backup::Command),
     /// The node's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -59,6 +64,7 @@ impl Command {
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Audit(command) => command.run(context).await,
+            Self::Backup(command) => command.run(context).await,
             Self::Config(command) => command.run(context).await,
             Self::Db(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,

@@ -3,7 +3,6 @@
 use bib_core::Timestamp;
 use bib_proto::v1::{self as pb, AuditEntry, VerifyAuditResponse};
 use bibd_audit::Verdict;
-use bibd_audit::verify::Doubt;
 use bibd_catalog::audit::{Filter, Listed, LoggedRow, Position};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
@@ -209,32 +208,16 @@ fn verdict(verification: Verification, duration_ms: u64) -> VerifyAuditResponse 
     let mut answer = VerifyAuditResponse {
         entries,
         total: entries,
-        checkpoint: verification.checkpoint,
+        checkpoint: verification.checkpoint.clone(),
         duration_ms,
         ..VerifyAuditResponse::default()
     };
-    match verification.verdict {
-        Verdict::Ok(ok) => {
-            answer.verdict = "OK".to_owned();
-            answer.explanation = format!(
-                "{} entries agree with the checkpoint at {}; {} came after it, {} had their details erased, {} wait",
-                ok.entries, ok.checkpoint, ok.after_checkpoint, ok.erased, ok.unsealed
-            );
-        }
-        Verdict::Tampered(tamper) => {
-            answer.verdict = "TAMPERED".to_owned();
-            answer.first_bad_epoch = Some(tamper.first_bad.epoch);
-            answer.first_bad = Some(tamper.first_bad.seq);
-            answer.tamper_class = tamper.class.to_string();
-            answer.explanation = tamper.explanation;
-        }
-        Verdict::Unverified { reason, .. } => {
-            answer.verdict = "UNVERIFIED".to_owned();
-            answer.explanation = match reason {
-                Doubt::NoKey => "no public key was there to check with".to_owned(),
-                Doubt::NoCheckpoint => "no checkpoint kept outside the database covers this log".to_owned(),
-            };
-        }
+    let (verdict, explanation) = verification.words();
+    (answer.verdict, answer.explanation) = (verdict.to_owned(), explanation);
+    if let Verdict::Tampered(tamper) = verification.verdict {
+        answer.first_bad_epoch = Some(tamper.first_bad.epoch);
+        answer.first_bad = Some(tamper.first_bad.seq);
+        answer.tamper_class = tamper.class.to_string();
     }
     answer
 }

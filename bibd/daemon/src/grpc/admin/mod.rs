@@ -1,6 +1,7 @@
 //! AdminService: running the node. Each call asks the policy in its use case.
 
 mod audit;
+mod backup;
 mod database;
 mod logs;
 mod store;
@@ -22,6 +23,7 @@ use crate::clock::Clock;
 use crate::logging::Logs;
 use crate::services::ServiceError;
 use crate::services::audit::AuditService;
+use crate::services::backup::BackupUseCases;
 use crate::services::base::allow_node;
 use crate::services::collector::CollectorUseCases;
 use crate::services::configuration::Configuration;
@@ -52,6 +54,8 @@ pub struct AdminParts {
     pub node: NodeUseCases,
     /// The recovery sheet.
     pub recovery: Recovery,
+    /// Backups.
+    pub backups: BackupUseCases,
     /// Garbage.
     pub collector: CollectorUseCases,
     /// Reading the store again.
@@ -254,6 +258,54 @@ impl AdminService for AdminHandler {
         let call = call_of(&request)?;
         allow_node(&call, Verb::Maintain)?;
         Ok(Response::new(store::scrub(self.parts.scrub.clone(), call)))
+    }
+
+    type CreateBackupStream = Streamed<pb::CreateBackupResponse>;
+
+    async fn create_backup(
+        &self,
+        request: Request<pb::CreateBackupRequest>,
+    ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::Maintain)?;
+        Ok(Response::new(backup::create(self.parts.backups.clone(), call)))
+    }
+
+    async fn list_backups(
+        &self,
+        request: Request<pb::ListBackupsRequest>,
+    ) -> Result<Response<pb::ListBackupsResponse>, Status> {
+        let call = call_of(&request)?;
+        let listed = self.parts.backups.list(&call).await?;
+        let backups = listed.into_iter().map(backup::backup).collect();
+        Ok(Response::new(pb::ListBackupsResponse { backups }))
+    }
+
+    async fn show_backup(
+        &self,
+        request: Request<pb::ShowBackupRequest>,
+    ) -> Result<Response<pb::ShowBackupResponse>, Status> {
+        let call = call_of(&request)?;
+        let listed = self.parts.backups.show(&call, &request.into_inner().id).await?;
+        Ok(Response::new(pb::ShowBackupResponse { backup: Some(backup::backup(listed)) }))
+    }
+
+    async fn verify_backup(
+        &self,
+        request: Request<pb::VerifyBackupRequest>,
+    ) -> Result<Response<pb::VerifyBackupResponse>, Status> {
+        let call = call_of(&request)?;
+        let examined = self.parts.backups.verify(&call, &request.into_inner().id).await?;
+        Ok(Response::new(backup::examined(examined)))
+    }
+
+    async fn delete_backup(
+        &self,
+        request: Request<pb::DeleteBackupRequest>,
+    ) -> Result<Response<pb::DeleteBackupResponse>, Status> {
+        let call = call_of(&request)?;
+        self.parts.backups.delete(&call, &request.into_inner().id).await?;
+        Ok(Response::new(pb::DeleteBackupResponse {}))
     }
 
     async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {

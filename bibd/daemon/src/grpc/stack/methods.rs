@@ -75,6 +75,9 @@ const UNTIMED: &[&str] = &[
     "/bib.v1.DatasetService/WithdrawVersion",
     "/bib.v1.AdminService/CollectGarbage",
     "/bib.v1.AdminService/RotateDatabase",
+    "/bib.v1.AdminService/CreateBackup",
+    "/bib.v1.AdminService/VerifyBackup",
+    "/bib.v1.AdminService/DeleteBackup",
 ];
 
 /// May a call of this path take as long as it needs?
@@ -180,6 +183,11 @@ methods! {
     Actor 10 "/bib.v1.AdminService/ExportRecovery",
     Actor 20 "/bib.v1.AdminService/CollectGarbage",
     Actor 50 "/bib.v1.AdminService/Scrub",
+    Actor 50 "/bib.v1.AdminService/CreateBackup",
+    Actor 5 "/bib.v1.AdminService/ListBackups",
+    Actor 2 "/bib.v1.AdminService/ShowBackup",
+    Actor 50 "/bib.v1.AdminService/VerifyBackup",
+    Actor 5 "/bib.v1.AdminService/DeleteBackup",
     Actor 1 "/bib.v1.AdminService/Shutdown",
 }
 

@@ -1,0 +1,159 @@
+//! Why a backup cannot be made, read or restored.
+
+use std::path::{Path, PathBuf};
+
+use bib_core::{PeerId, Timestamp};
+use bib_identity::recovery::RecoveryError;
+use bib_identity::sealed::SealError;
+
+use crate::errors::ErrorCode;
+
+/// Why a backup cannot be made, read or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// There is no `backup.store`.
+    #[error("this node has no store for backups")]
+    NoStore,
+    /// A backup that only the node could open would die with it.
+    #[error("there is no recovery key, and a backup that only this node can open dies with it")]
+    NoRecoveryKey,
+    /// Another backup or verification runs.
+    #[error("another backup or verification is running")]
+    Busy,
+    /// No such backup.
+    #[error("there is no backup `{0}`")]
+    NotFound(String),
+    /// The store has no backup that would do.
+    #[error("the store `{store}` has no backup {wanted}")]
+    NothingFits {
+        /// The store.
+        store: PathBuf,
+        /// What was wanted.
+        wanted: String,
+    },
+    /// An object is not what its signed description says.
+    #[error("`{object}` is damaged: {problem}")]
+    Damaged {
+        /// Which.
+        object: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Signed by somebody else, or not at all.
+    #[error("`{object}` is not signed by node {node}")]
+    NotSigned {
+        /// Which.
+        object: String,
+        /// Who should have.
+        node: PeerId,
+    },
+    /// The archived log has a hole before the wanted moment.
+    #[error("the archived log ends at {reachable}{}", .missing.as_ref().map(|name| format!(": `{name}` is missing")).unwrap_or_default())]
+    NotReachable {
+        /// The last moment that can be restored.
+        reachable: Timestamp,
+        /// The first missing segment, when later ones are there.
+        missing: Option<String>,
+    },
+    /// The key cannot open it.
+    #[error("open `{object}`")]
+    Sealed {
+        /// Which.
+        object: String,
+        /// Why not.
+        #[source]
+        source: SealError,
+    },
+    /// The file given with `--identity`.
+    #[error("`{path}` is neither a recovery sheet nor a node key")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the sheet, when it looks like one.
+        #[source]
+        source: Option<RecoveryError>,
+    },
+    /// There is something where the node should be restored to.
+    #[error("`{0}` is not empty: a restore never writes over what is there")]
+    NotEmpty(PathBuf),
+    /// PostgreSQL.
+    #[error(transparent)]
+    Postgres(#[from] bibd_postgres::Error),
+    /// The restored node is not what the backup says.
+    #[error("what was restored is not what the backup says: {0}")]
+    Differs(String),
+    /// A file of the store or of the node.
+    #[error("{act} `{path}`")]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A part of the daemon that the restore needs.
+    #[error("look into the restored database")]
+    Examine(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A thread panicked.
+    #[error("something broke; the log has it")]
+    Broken,
+}
+
+impl BackupError {
+    /// An [`BackupError::Io`] maker.
+    pub fn io(act: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { act, path, source }
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoStore | Self::NoRecoveryKey | Self::NotReachable { .. } | Self::NotEmpty(_) => {
+                ErrorCode::UNMET_CONDITION
+            }
+            Self::Busy => ErrorCode::BUSY,
+            Self::NotFound(_) | Self::NothingFits { .. } => ErrorCode::NOT_FOUND,
+            Self::Damaged { .. } | Self::NotSigned { .. } | Self::Differs(_) => ErrorCode::INTEGRITY,
+            Self::Sealed { .. } | Self::Identity { .. } => ErrorCode::IDENTITY_UNUSABLE,
+            Self::Postgres(_) | Self::Io { .. } => ErrorCode::BACKUP_FAILED,
+            Self::Examine(_) | Self::Broken => ErrorCode::INTERNAL,
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NoStore => "set `backup.store` to a directory on another disk, and start bibd again".to_owned(),
+            Self::NoRecoveryKey => "make one and keep its sheet away from the node: bib admin recovery export".to_owned(),
+            Self::Busy => "try again when it is done".to_owned(),
+            Self::NotFound(_) => "`bib admin backup list` shows what there is".to_owned(),
+            Self::NothingFits { .. } => "look for another store, or choose another time".to_owned(),
+            Self::Damaged { .. } | Self::NotSigned { .. } => {
+                "restore another backup: `bib admin backup list` shows what there is".to_owned()
+            }
+            Self::NotReachable { reachable, .. } => format!("restore to that moment: --time {reachable}"),
+            Self::Sealed { source, .. } => {
+                source.hint().unwrap_or("give the recovery sheet: --identity FILE").to_owned()
+            }
+            Self::Identity { source, .. } => source
+                .as_ref()
+                .and_then(RecoveryError::hint)
+                .unwrap_or("it is the file of `bib admin recovery export --out`, or identity/node_key of the node")
+                .to_owned(),
+            Self::NotEmpty(_) => "name a directory that does not exist yet: --to DIR".to_owned(),
+            Self::Postgres(error) => error.hint().unwrap_or_else(|| "the log says more".to_owned()),
+            Self::Differs(_) => "restore another backup, and keep this one for whoever looks for the cause".to_owned(),
+            Self::Io { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
+                "make room there: `bib admin backup delete` removes an old backup and the log that only it needs"
+                    .to_owned()
+            }
+            Self::Io { .. } => "see that the directory is there, mounted and writable".to_owned(),
+            Self::Examine(_) | Self::Broken => "the daemon's log has the cause".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A backup laid out into a data directory, recovered, looked at, and stopped again: what a restore and a verification
+//! have in common.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bib_identity::NodeKey;
+use bib_identity::sealed_stream::Opener;
+use bibd_audit::CheckpointFile;
+use bibd_catalog::{Db, audit, chunks, datasets, topics, users};
+use bibd_postgres::wal::Feed;
+use bibd_postgres::{Database, ManagedPostgres as _, ProcessPostgres, Recovery, Stop, Target, Wal};
+
+use super::document::Manifest;
+use super::error::BackupError;
+use super::log::Chain;
+use super::store::Store;
+use super::{base_key, blocking, pack, state_key};
+use crate::clock::Entropy;
+use crate::config::Config;
+use crate::foundation::{self, SuperuserUses};
+use crate::secrets::Secrets;
+use crate::services::audit::judge;
+
+/// How long recovery may take: it reads all the log since the backup.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+/// What PostgreSQL says when nothing was committed after the wanted moment.
+const ENDED_EARLY: &str = "recovery ended before configured recovery target was reached";
+
+/// What is to be laid out, and where.
+#[derive(Debug)]
+pub struct Landing<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// The backup.
+    pub manifest: &'a Manifest,
+    /// The key.
+    pub opener: &'a Opener,
+    /// The data directory, which exists and is empty but for a marker.
+    pub directory: &'a Path,
+    /// Sizes, user and programs of PostgreSQL.
+    pub config: &'a Config,
+    /// For passwords that are never used.
+    pub entropy: &'a Entropy,
+}
+
+/// What was found in a recovered database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// Rows by what they are.
+    pub rows: Vec<(&'static str, u64)>,
+    /// `OK`, `TAMPERED` or `UNVERIFIED`: the audit log against its checkpoints.
+    pub verdict: &'static str,
+    /// What the verdict means, in a sentence.
+    pub explanation: String,
+}
+
+/// A directory for sockets, which must have short names; gone when dropped.
+fn sockets() -> Result<tempfile::TempDir, BackupError> {
+    let made = tempfile::Builder::new().prefix("bibd-restore-").tempdir().and_then(|directory| {
+        // PostgreSQL's own user passes through when we are root; its socket has a private directory in it.
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
+        Ok(directory)
+    });
+    made.map_err(BackupError::io("make a directory for sockets in", &std::env::temp_dir()))
+}
+
+impl Landing<'_> {
+    /// Lays everything out, recovers up to `target` and says what is there. `chain` is read for what the backup itself
+    /// does not have. With `list`, PostgreSQL compares every file with its own list first.
+    ///
+    /// # Errors
+    /// With the object that is not what it should be, by its name. Nothing in the directory is worth anything then.
+    pub async fn run(&self, target: Target, chain: Option<&Chain>, list: bool) -> Result<Examined, BackupError> {
+        self.check().await?;
+        let key = self.unpack_state().await?;
+        let runtime = sockets()?;
+        let feed_directory = chain.map(|_| runtime.path().join("feed"));
+        let recover = |target| Wal::Recover(Recovery { target, feed: feed_directory.clone() });
+        let secrets = Arc::new(Secrets::new(&self.directory.join("secrets"), Arc::new(key), Vec::new()));
+        let server = |wal| {
+            let mut settings = foundation::postgres_settings_at(self.config, self.directory, runtime.path());
+            settings.wal = wal;
+            settings.start_deadline = RECOVERY_DEADLINE;
+            Arc::new(ProcessPostgres::new(settings, secrets.clone(), foundation::randomness(self.entropy)))
+        };
+        let mut postgres = server(recover(target.clone()));
+        let (data, account) = postgres.begin_restore(self.manifest.postgres).await?;
+        self.unpack_base(&data).await?;
+        blocking(move || Ok(bibd_postgres::backup::give_tree(&data, account)?)).await?;
+        if list {
+            postgres.verify_files(&postgres.layout().data_new.clone()).await?;
+        }
+        let identifier = self.manifest.system_identifier.parse().unwrap_or_default();
+        postgres.finish_restore(identifier).await?;
+        let feed = feed_directory.as_deref().map(|path| Feed::create(path, account)).transpose()?;
+        let fed = chain.zip(feed.as_ref());
+        match self.start(&postgres, fed).await {
+            Ok(()) => {}
+            // Nothing was committed between the wanted moment and the end of the log, which lies after it: the state
+            // of that moment is the one at the end.
+            Err(BackupError::Postgres(error)) if error.to_string().contains(ENDED_EARLY) => {
+                postgres = server(recover(Target::Latest));
+                self.start(&postgres, fed).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        let examined = self.examine(&postgres, &secrets).await;
+        let stopped = postgres.stop(Stop::Clean).await;
+        let examined = examined?;
+        stopped?;
+        Ok(examined)
+    }
+
+    /// Every byte against the manifest, before any is used.
+    async fn check(&self) -> Result<(), BackupError> {
+        let (store, manifest) = (self.store.clone(), self.manifest.clone());
+        blocking(move || {
+            pack::check(&store, &state_key(&manifest.id), &manifest.state)?;
+            pack::check(&store, &base_key(&manifest.id), &manifest.base)
+        })
+        .await
+    }
+
+    async fn unpack_state(&self) -> Result<NodeKey, BackupError> {
+        let (store, opener, key) = (self.store.clone(), self.opener.clone(), state_key(&self.manifest.id));
+        let directory = self.directory.to_owned();
+        let node = self.manifest.node;
+        blocking(move || {
+            pack::unpack(pack::open(&store, &key, &opener)?, &directory, &key)?;
+            let found = NodeKey::load(&directory.join("identity/node_key"));
+            match found {
+                Ok(found) if found.peer_id() == node => Ok(found),
+                Ok(found) => Err(BackupError::Differs(format!("its key is that of {}", found.peer_id()))),
+                Err(error) => Err(BackupError::Damaged { object: key, problem: error.to_string() }),
+            }
+        })
+        .await
+    }
+
+    async fn unpack_base(&self, into: &Path) -> Result<(), BackupError> {
+        let (store, opener, key) = (self.store.clone(), self.opener.clone(), base_key(&self.manifest.id));
+        let into: PathBuf = into.to_owned();
+        blocking(move || pack::unpack(pack::open(&store, &key, &opener)?, &into, &key)).await
+    }
+
+    /// Starts the server and feeds it until it takes connections. What ends early leaves no server behind.
+    async fn start(&self, postgres: &ProcessPostgres, fed: Option<(&Chain, &Feed)>) -> Result<(), BackupError> {
+        let feeding = async {
+            match fed {
+                Some((chain, feed)) => chain.feed(self.store, self.opener, feed).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            started = postgres.start() => started.map(drop).map_err(BackupError::from),
+            damaged = feeding => Err(damaged),
+        };
+        if outcome.is_err()
+            && let Err(error) = postgres.stop(Stop::Immediate).await
+        {
+            tracing::warn!(error.cause = %error, "a server that could not be recovered could not be stopped either");
+        }
+        outcome
+    }
+
+    async fn examine(&self, postgres: &Arc<ProcessPostgres>, secrets: &Arc<Secrets>) -> Result<Examined, BackupError> {
+        let random = foundation::randomness(self.entropy);
+        let uses = Arc::new(SuperuserUses::default());
+        let database = Database::new(postgres.clone(), secrets.clone(), uses, random);
+        let db = foundation::open_pools(self.config, &database).map_err(|error| BackupError::Examine(Box::new(error)))?;
+        let examined = self.look(&db).await;
+        db.close().await;
+        examined
+    }
+
+    async fn look(&self, db: &Db) -> Result<Examined, BackupError> {
+        let failed = |error: bibd_catalog::Error| BackupError::Examine(Box::new(error));
+        let mut session = db.read().await.map_err(failed)?;
+        let (datasets, versions) = datasets::count(&mut session).await.map_err(failed)?;
+        let mut rows = vec![
+            ("users", users::count(&mut session).await.map_err(failed)?),
+            ("topics", topics::count(&mut session).await.map_err(failed)?),
+            ("datasets", datasets),
+            ("versions", versions),
+            ("chunks", chunks::totals(&mut session).await.map_err(failed)?.0),
+        ];
+        drop(session);
+        let head = &self.manifest.audit;
+        if head.seq > 0 {
+            let mut session = db.read_audit().await.map_err(failed)?;
+            let row = audit::find_sealed(&mut session, head.epoch, head.seq).await.map_err(failed)?;
+            if row.is_none_or(|row| row.head != head.head.as_bytes()) {
+                let problem = format!("entry {}/{} of the audit log is another", head.epoch, head.seq);
+                return Err(BackupError::Differs(problem));
+            }
+        }
+        let file = CheckpointFile::new(&self.directory.join("checkpoints"));
+        let judged = judge(db, &self.manifest.node, &file, |_, _| async { true }).await;
+        let judged = judged.map_err(|error| BackupError::Examine(Box::new(error)))?;
+        rows.push(("audit entries", judged.entries));
+        let (verdict, explanation) = judged.words();
+        Ok(Examined { rows, verdict, explanation })
+    }
+}

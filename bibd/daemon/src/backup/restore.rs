@@ -1,0 +1,249 @@
+//! `bibd restore`: a node out of a store, on a machine that has nothing of it but a key.
+//!
+//! The target is marked before anything else is written into it, and no daemon starts on it until the mark is gone,
+//! which is the last step. A restore that was cut off is begun again over its own leavings and over nothing else.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bib_core::{PeerId, Timestamp};
+use bib_identity::recovery::RecoverySheet;
+use bib_identity::sealed_stream::Opener;
+use bib_identity::{NodeKey, file};
+use bibd_postgres::{ManagedPostgres as _, ProcessPostgres, Stop, Target};
+use serde::{Deserialize, Serialize};
+
+use super::document::Manifest;
+use super::error::BackupError;
+use super::landing::{Examined, Landing};
+use super::log::Chain;
+use super::store::{Store, sync_dir};
+use super::state;
+use crate::clock::Entropy;
+use crate::config::Config;
+use crate::data_dir::RESTORING;
+use crate::foundation;
+use crate::secrets::Secrets;
+
+/// What a restored node tells its audit log at its first start.
+pub const RESTORED: &str = "RESTORED.json";
+/// The longest key file, bytes.
+const MAX_KEY_BYTES: u64 = 16 * 1024;
+
+/// How far to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// Everything that the store has.
+    Newest,
+    /// A backup, as it was when it ended.
+    Backup(String),
+    /// A moment.
+    Time(Timestamp),
+}
+
+/// A restore.
+#[derive(Debug)]
+pub struct Restore {
+    /// The directory of the store, as in `backup.store`.
+    pub from: PathBuf,
+    /// The data directory to make.
+    pub to: PathBuf,
+    /// How far to go.
+    pub choice: Choice,
+    /// The recovery sheet or the node's key.
+    pub identity: PathBuf,
+    /// Only says what would be restored.
+    pub dry_run: bool,
+    /// Sizes, user and programs of PostgreSQL.
+    pub config: Config,
+    /// Whether root runs it: then PostgreSQL's own user must pass through the directory.
+    pub is_root: bool,
+    /// For what needs randomness.
+    pub entropy: Entropy,
+}
+
+/// What was restored, or would be.
+#[derive(Debug)]
+pub struct Restored {
+    /// From which backup.
+    pub manifest: Manifest,
+    /// How far the store reaches.
+    pub reachable: Timestamp,
+    /// The node's new epoch; `None` after a dry run.
+    pub epoch: Option<u64>,
+    /// What is in it; `None` after a dry run.
+    pub examined: Option<Examined>,
+    /// The configuration file that the node had, where it lies now.
+    pub configuration: Option<PathBuf>,
+}
+
+/// What [`RESTORED`] says.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Note {
+    /// The backup.
+    pub backup: String,
+    /// The epoch of the backup.
+    pub from_epoch: u64,
+    /// How far: `latest`, `backup`, or a moment.
+    pub target: String,
+}
+
+/// Reads a key, and whose backups it opens.
+///
+/// # Errors
+/// [`BackupError::Identity`], [`BackupError::Io`].
+pub fn read_identity(path: &Path) -> Result<(Opener, PeerId), BackupError> {
+    let refused = |source| BackupError::Identity { path: path.to_owned(), source };
+    let bytes = file::read_private(path, MAX_KEY_BYTES)
+        .map_err(|error| BackupError::io("read", path)(std::io::Error::other(error)))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| refused(None))?;
+    if text.contains("OPENSSH PRIVATE KEY") {
+        let key = NodeKey::load(path).map_err(|_| refused(None))?;
+        return Ok((Opener::of_node(&key).map_err(|_| refused(None))?, key.peer_id()));
+    }
+    let parsed = RecoverySheet::parse(text).map_err(|error| refused(Some(error)))?;
+    Ok((Opener::of_recovery(&parsed.sheet), parsed.peer_id))
+}
+
+impl Restore {
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`BackupError`]; the target then bears the mark of an unfinished restore, or is as it was.
+    pub async fn run(&self) -> Result<Restored, BackupError> {
+        let (opener, node) = read_identity(&self.identity)?;
+        let store = Store::of(&self.from, &node);
+        let (manifest, chain, target) = self.choose(&store, &node)?;
+        let reachable = chain.as_ref().map_or(manifest.finished, |chain| chain.reachable);
+        if self.dry_run {
+            return Ok(Restored { manifest, reachable, epoch: None, examined: None, configuration: None });
+        }
+        self.mark().await?;
+        let landing = Landing {
+            store: &store,
+            manifest: &manifest,
+            opener: &opener,
+            directory: &self.to,
+            config: &self.config,
+            entropy: &self.entropy,
+        };
+        let examined = Box::pin(landing.run(target, chain.as_ref(), false)).await?;
+        if examined.verdict == "TAMPERED" {
+            return Err(BackupError::Differs(format!("the audit log is not whole: {}", examined.explanation)));
+        }
+        let epoch = take_epoch(&store, manifest.epoch)?;
+        self.settle(&manifest, epoch)?;
+        let configuration = configuration_in(&self.to);
+        Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration })
+    }
+
+    /// Which backup, with which log, up to where.
+    fn choose(&self, store: &Store, node: &PeerId) -> Result<(Manifest, Option<Chain>, Target), BackupError> {
+        let nothing = |wanted: String| BackupError::NothingFits { store: store.root().to_owned(), wanted };
+        if let Choice::Backup(id) = &self.choice {
+            return Ok((Manifest::load(store, node, id)?, None, Target::Consistent));
+        }
+        let names = Manifest::names(store)?.into_iter().rev().filter(|(_, is_complete)| *is_complete);
+        for (name, _) in names {
+            let manifest = Manifest::load(store, node, &name)?;
+            let Choice::Time(time) = &self.choice else {
+                let chain = Chain::find(store, &manifest)?;
+                if let Some(name) = chain.missing {
+                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: Some(name) });
+                }
+                return Ok((manifest, Some(chain), Target::Latest));
+            };
+            if manifest.finished <= *time {
+                let chain = Chain::find(store, &manifest)?;
+                if *time > chain.reachable {
+                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: chain.missing });
+                }
+                return Ok((manifest, Some(chain), Target::Time(time.to_string())));
+            }
+        }
+        Err(nothing(match &self.choice {
+            Choice::Time(time) => format!("from before {time}"),
+            _ => format!("of node {node}"),
+        }))
+    }
+
+    /// Makes the target and marks it. What an earlier restore left there goes, its server included.
+    async fn mark(&self) -> Result<(), BackupError> {
+        let (to, mark) = (&self.to, self.to.join(RESTORING));
+        if !to.is_dir() {
+            if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                let mut builder = fs::DirBuilder::new();
+                builder.recursive(true).mode(0o755).create(parent).map_err(BackupError::io("make", parent))?;
+            }
+            fs::DirBuilder::new().mode(0o700).create(to).map_err(BackupError::io("make", to))?;
+        }
+        let names = || -> Result<Vec<PathBuf>, BackupError> {
+            let entries = fs::read_dir(to).map_err(BackupError::io("list", to))?;
+            entries.map(|entry| Ok(entry.map_err(BackupError::io("list", to))?.path())).collect()
+        };
+        if mark.exists() {
+            self.stop_leftover().await?;
+            for path in names()?.into_iter().filter(|path| *path != mark) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(BackupError::io("remove", &path))?;
+            }
+        } else if !names()?.is_empty() {
+            return Err(BackupError::NotEmpty(to.clone()));
+        }
+        let mode = if self.is_root { 0o711 } else { 0o700 };
+        fs::set_permissions(to, fs::Permissions::from_mode(mode)).map_err(BackupError::io("chmod", to))?;
+        let text = format!("a restore from {} is not finished\n", self.from.display());
+        file::replace_private(&mark, text.as_bytes())
+            .map_err(|error| BackupError::io("mark", &mark)(std::io::Error::other(error)))
+    }
+
+    /// A restore that was killed may have left its server running.
+    async fn stop_leftover(&self) -> Result<(), BackupError> {
+        let node_key = self.to.join("identity/node_key");
+        let Ok(key) = NodeKey::load(&node_key) else { return Ok(()) };
+        let secrets = Secrets::new(&self.to.join("secrets"), std::sync::Arc::new(key), Vec::new());
+        let settings = foundation::postgres_settings_at(&self.config, &self.to, &self.to.join("run"));
+        let random = foundation::randomness(&self.entropy);
+        let postgres = ProcessPostgres::new(settings, std::sync::Arc::new(secrets), random);
+        Ok(postgres.stop(Stop::Immediate).await?)
+    }
+
+    /// The last steps: the epoch, a word for the audit log, everything durable, and then the mark goes.
+    fn settle(&self, manifest: &Manifest, epoch: u64) -> Result<(), BackupError> {
+        let write = |name: &str, bytes: &[u8]| {
+            let path = self.to.join(name);
+            file::replace_private(&path, bytes)
+                .map_err(|error| BackupError::io("write", &path)(std::io::Error::other(error)))
+        };
+        write("identity/epoch", format!("{epoch}\n").as_bytes())?;
+        let target = match &self.choice {
+            Choice::Newest => "latest".to_owned(),
+            Choice::Backup(_) => "backup".to_owned(),
+            Choice::Time(time) => time.to_string(),
+        };
+        let note = Note { backup: manifest.id.clone(), from_epoch: manifest.epoch, target };
+        write(RESTORED, &serde_json::to_vec(&note).map_err(|_| BackupError::Broken)?)?;
+        // One call for the many files that were unpacked.
+        rustix::fs::sync();
+        let mark = self.to.join(RESTORING);
+        fs::remove_file(&mark).and_then(|()| sync_dir(&self.to)).map_err(BackupError::io("unmark", &mark))
+    }
+}
+
+/// A number above that of the backup which no other restore from this store has.
+fn take_epoch(store: &Store, before: u64) -> Result<u64, BackupError> {
+    // A restored node that stored anything has its own number here: the restore took it first.
+    let number = |name: String| name.parse::<u64>().ok();
+    let taken = store.list("epoch")?.into_iter().filter_map(number).max();
+    let mut epoch = taken.unwrap_or(0).max(before) + 1;
+    while !store.take(&format!("epoch/{epoch}"))? {
+        epoch += 1;
+    }
+    Ok(epoch)
+}
+
+fn configuration_in(directory: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(directory.join(state::CONFIGURATION)).ok()?;
+    entries.flatten().map(|entry| entry.path()).next()
+}

@@ -1,0 +1,126 @@
+//! `bibd restore`: the command line of [`crate::backup::restore`].
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use bib_core::Timestamp;
+
+use super::{Failure, Output};
+use crate::backup::restore::{Choice, Restore, Restored};
+use crate::clock::Entropy;
+use crate::config::Config;
+use crate::config::places::Home;
+use crate::data_dir;
+
+/// What `bibd restore` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The store: the directory that `backup.store` named.
+    #[arg(long, value_name = "STORE")]
+    from: PathBuf,
+    /// The data directory to make; it must not exist, or be empty.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// The recovery sheet (as `bib admin recovery export --out` wrote it), or the node's own identity/node_key.
+    #[arg(long, value_name = "FILE")]
+    identity: PathBuf,
+    /// Restore to this moment, in RFC 3339, such as 2026-11-21T14:00:00Z [default: all that the store has].
+    #[arg(long, value_name = "TIME", conflicts_with = "backup")]
+    time: Option<Timestamp>,
+    /// Restore this backup, as it was when it ended.
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// Only say what would be restored.
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+impl Args {
+    /// Restores, and says what.
+    pub(super) async fn run(self, config: Config, home: &Home) -> Result<String, Failure> {
+        data_dir::harden_process()
+            .map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
+        let choice = match (self.time, self.backup) {
+            (Some(time), _) => Choice::Time(time),
+            (None, Some(id)) => Choice::Backup(id),
+            (None, None) => Choice::Newest,
+        };
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let restore = Restore {
+            from: absolute(self.from),
+            to: absolute(self.to),
+            choice,
+            identity: self.identity,
+            dry_run: self.dry_run,
+            config,
+            is_root: home.is_root,
+            entropy: Entropy::from_system(),
+        };
+        let restored = Box::pin(restore.run()).await?;
+        Ok(if self.output == Output::Json { json(&restore, &restored) } else { text(&restore, &restored) })
+    }
+}
+
+fn text(restore: &Restore, restored: &Restored) -> String {
+    let manifest = &restored.manifest;
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{name:<12} {value}");
+    };
+    line("node", manifest.node.to_string());
+    line("backup", manifest.id.clone());
+    line(
+        "state of",
+        match &restore.choice {
+            Choice::Newest => restored.reachable.to_string(),
+            Choice::Backup(_) => manifest.finished.to_string(),
+            Choice::Time(time) => time.to_string(),
+        },
+    );
+    if let Some(examined) = &restored.examined {
+        for (what, rows) in &examined.rows {
+            line(what, rows.to_string());
+        }
+        line("audit log", format!("{}: {}", examined.verdict, examined.explanation));
+    }
+    line("chunks in", format!("{} chunks, {} bytes: not in the backup", manifest.chunks.count, manifest.chunks.bytes));
+    let Some(epoch) = restored.epoch else {
+        out.push_str("\nNothing was written: this was a dry run.\n");
+        return out;
+    };
+    line("epoch", format!("{epoch}, raised from {}", manifest.epoch));
+    line("data", restore.to.display().to_string());
+    let config = restored.configuration.as_ref().map(|path| format!(" --config {}", path.display()));
+    let _ = write!(
+        out,
+        "\nCopy the chunks into {}, then start it with\n  bibd --data-dir {}{} run\n",
+        restore.to.join("blobs").display(),
+        restore.to.display(),
+        config.unwrap_or_default()
+    );
+    out
+}
+
+fn json(restore: &Restore, restored: &Restored) -> String {
+    let manifest = &restored.manifest;
+    let rows = restored.examined.iter().flat_map(|examined| &examined.rows);
+    let rows: serde_json::Map<_, _> = rows.map(|(what, rows)| (what.replace(' ', "_"), (*rows).into())).collect();
+    let value = serde_json::json!({
+        "node": manifest.node,
+        "backup": manifest.id,
+        "reachable": restored.reachable,
+        "epoch": restored.epoch,
+        "from_epoch": manifest.epoch,
+        "rows": rows,
+        "verdict": restored.examined.as_ref().map(|examined| examined.verdict),
+        "chunks": manifest.chunks.count,
+        "chunk_bytes": manifest.chunks.bytes,
+        "data_dir": restored.epoch.map(|_| &restore.to),
+        "config": restored.configuration,
+    });
+    format!("{value:#}\n")
+}
