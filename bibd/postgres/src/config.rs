@@ -150,7 +150,8 @@ fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Ve
         match &recovery.target {
             Target::Consistent => set("recovery_target", "immediate"),
             Target::Latest => {}
-            Target::Time(time) => set("recovery_target_time", time),
+            // The server reads this before it knows the letters of any time zone.
+            Target::Time(time) => set("recovery_target_time", &time.replace('T', " ").replace('Z', "+00")),
         }
         set("recovery_target_action", "promote");
     }

@@ -1,0 +1,233 @@
+//! Backups of a real node on a real PostgreSQL: made under writes, restored with the recovery key alone, refused when
+//! they were touched, and nothing half made whenever something is killed.
+#![allow(clippy::unwrap_used)]
+#![allow(clippy::print_stderr, reason = "a test that cannot run says so loudly")]
+
+#[allow(dead_code, reason = "each test uses its own part")]
+#[path = "backup/node.rs"]
+mod node;
+
+use std::path::Path;
+use std::time::Duration;
+
+use bib_identity::NodeKey;
+use bib_proto::v1 as pb;
+use bibd::backup::document::{self, Manifest};
+use bibd::backup::manifest_key;
+use bibd::clock::{Clock as _, Entropy, SystemClock};
+use bibd::grpc::health::Condition;
+use node::{Node, Place, copy_tree, wait_for};
+use rand::{Rng as _, SeedableRng as _};
+
+/// A moment between two writes, and how many topics there were then.
+type Moment = (bib_core::Timestamp, u64);
+
+async fn write_topics(node: &Node, prefix: &str, count: u32) -> Vec<Moment> {
+    let mut moments = Vec::new();
+    for number in 0..count {
+        node.make_topic(&format!("{prefix}{number}")).await;
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        moments.push((SystemClock.now(), node.topics().await));
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    moments
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
+    let Some(place) = Place::new().await else { return };
+    let node = Node::start(&place, "data").await;
+    assert_eq!(node.refused_backup().await, "BIB0010", "without a recovery key there is no backup");
+    node.export_recovery(&place.sheet()).await;
+    let (backup, early) = tokio::join!(node.make_backup(), write_topics(&node, "during", 40));
+    assert!(backup.state == "complete" && backup.recipients.len() == 2, "{backup:?}");
+    let mut moments: Vec<Moment> = early.into_iter().filter(|(time, _)| time.to_string() > backup.finished).collect();
+    moments.extend(write_topics(&node, "after", 60).await);
+    let (last, total) = *moments.last().unwrap();
+    wait_for("the log is in the store", Duration::from_secs(30), async || {
+        // A later write closes the segment that the last moment is in.
+        node.rename_topic("after0").await;
+        node.backups().await[0].reachable > last.to_string()
+    })
+    .await;
+    let checked = node.verify(&backup.id).await;
+    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
+    let peer = node.peer();
+    node.stop().await;
+    // Everything is gone but the store and the sheet.
+    std::fs::remove_dir_all(place.path("data")).unwrap();
+
+    let mut random = rand::rngs::StdRng::seed_from_u64(20_261_121);
+    for round in 0..3 {
+        let (time, topics) = moments[random.gen_range(0..moments.len())];
+        let restored = place.restore(&format!("round{round}"), &["--time", &time.to_string()]);
+        assert_eq!(restored["rows"]["topics"], topics, "at {time}: {restored}");
+        assert_eq!((&restored["verdict"], &restored["epoch"]), (&"OK".into(), &(round + 2).into()), "{restored}");
+    }
+    let dry = place.restore("dry", &["--dry-run"]);
+    assert!(dry["epoch"].is_null() && !place.path("dry").exists());
+    let newest = place.restore("newest", &[]);
+    assert_eq!(newest["rows"]["topics"], total, "{newest}");
+
+    let again = Node::start(&place, "newest").await;
+    assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 5, total));
+    assert_eq!(again.audit_verdict().await, "OK");
+    assert_eq!((again.entries("node.restore").await, again.entries("audit.epoch").await), (1, 1));
+    let second = again.make_backup().await;
+    assert_eq!((second.epoch, second.timeline), (5, 2), "{second:?}");
+    again.delete_backup(&backup.id).await;
+    let left: Vec<String> = again.backups().await.into_iter().map(|backup| backup.id).collect();
+    assert_eq!(left, [second.id]);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_touched_is_refused_by_name() {
+    let Some(place) = Place::new().await else { return };
+    let node = Node::start(&place, "data").await;
+    node.export_recovery(&place.sheet()).await;
+    let backup = node.make_backup().await;
+    let mark = SystemClock.now();
+    for round in 0..3 {
+        node.make_topic(&format!("t{round}")).await;
+        wait_for("a segment more", Duration::from_secs(30), async || {
+            node.rename_topic(&format!("t{round}")).await;
+            place.segments(&node.peer()).len() >= 2 * (round + 1)
+        })
+        .await;
+    }
+    let peer = node.peer();
+    node.stop().await;
+    let original = place.path("store");
+    let part = |store: &Path| store.join(&peer);
+    let object = |store: &Path, name: &str| part(store).join("base").join(&backup.id).join(name);
+    let edit = |path: &Path, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = std::fs::read(path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    };
+    let refused = |name: &str, arguments: &[&str], touch: &dyn Fn(&Path)| {
+        let store = place.path(&format!("store-{name}"));
+        copy_tree(&original, &store);
+        touch(&store);
+        let (code, said) = place.refused_restore(&store, &format!("to-{name}"), arguments);
+        assert!(code != 0, "{name}: {said}");
+        assert!(!place.path(&format!("to-{name}")).join("identity/epoch").exists() || said.contains("wal/"), "{said}");
+        (code, said)
+    };
+    for name in ["base.tar.zst.age", "state.tar.zst.age"] {
+        let cut = refused(&format!("cut-{name}"), &[], &|store| {
+            edit(&object(store, name), &|bytes| bytes.truncate(bytes.len() - 100));
+        });
+        assert!(cut.0 == 7 && cut.1.contains(name) && cut.1.contains("bytes"), "{cut:?}");
+        let flipped = refused(&format!("flip-{name}"), &[], &|store| {
+            edit(&object(store, name), &|bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            });
+        });
+        assert!(flipped.0 == 7 && flipped.1.contains(name) && flipped.1.contains("hash"), "{flipped:?}");
+    }
+    let flipped = refused("flip-manifest", &[], &|store| edit(&object(store, "manifest"), &|bytes| bytes[30] ^= 1));
+    assert!(flipped.0 == 7 && flipped.1.contains("manifest") && flipped.1.contains("not signed by"), "{flipped:?}");
+    let stranger = NodeKey::create(&place.path("stranger"), &mut Entropy::seeded(9)).unwrap();
+    let signed = refused("another", &[], &|store| {
+        let path = object(store, "manifest");
+        let bytes = std::fs::read(&path).unwrap();
+        let (manifest, _): (Manifest, _) = document::verify(&bytes, &peer.parse().unwrap(), "manifest").unwrap();
+        std::fs::write(&path, document::sign(&manifest, &stranger).unwrap()).unwrap();
+    });
+    assert!(signed.0 == 7 && signed.1.contains(&manifest_key(&backup.id)) && signed.1.contains("not signed by"), "{signed:?}");
+
+    let segments = place.segments(&peer);
+    // Of those that continue the backup, the middle one.
+    let continuing: Vec<&String> = segments.iter().filter(|name| **name > segments[1]).collect();
+    let middle = continuing[continuing.len() / 2].clone();
+    let wal = |store: &Path| part(store).join("wal/1").join(&middle);
+    let flipped = refused("flip-wal", &[], &|store| {
+        edit(&wal(store), &|bytes| {
+            let end = bytes.len() - 5;
+            bytes[end] ^= 1;
+        });
+    });
+    assert!(flipped.0 == 7 && flipped.1.contains(&middle), "{flipped:?}");
+    let missing = refused("no-wal", &[], &|store| std::fs::remove_file(wal(store)).unwrap());
+    assert!(missing.1.contains(&middle) && missing.1.contains("--time"), "{missing:?}");
+    // Before the hole everything is there.
+    let store = place.path("store-no-wal");
+    let before = place.restore_from(&store, "before-the-hole", &["--time", &mark.to_string()]);
+    assert_eq!((&before["verdict"], &before["rows"]["topics"]), (&"OK".into(), &0.into()), "{before}");
+
+    // Another node's sheet opens nothing, and says whose backups it looked for.
+    let other = Node::start(&place, "other").await;
+    let own_sheet = place.path("other.sheet");
+    other.export_recovery(&own_sheet).await;
+    let own_peer = other.peer();
+    other.stop().await;
+    let (code, said) = place.refused_with(&original, "to-other", &own_sheet, &[]);
+    assert!(code == 1 && said.contains(&own_peer) && said.contains("no backup"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_killed_nothing_half_made_counts() {
+    let Some(place) = Place::new().await else { return };
+    let node = Node::start(&place, "data").await;
+    node.export_recovery(&place.sheet()).await;
+    let full = node.make_backup().await;
+    // Who asked goes away at different moments.
+    for wait_ms in [5, 100, 400, 900] {
+        node.abandon_backup(Duration::from_millis(wait_ms)).await;
+        let complete: Vec<pb::Backup> = node.backups().await.into_iter().filter(|b| b.state == "complete").collect();
+        assert!(complete.iter().all(|b| b.id == full.id), "{complete:?}");
+    }
+    wait_for("the server lets go", Duration::from_secs(20), async || node.can_make_backup().await).await;
+    let listed = node.backups().await;
+    assert!(listed.iter().all(|backup| backup.state == "complete"), "what was cut off is swept: {listed:?}");
+    node.stop().await;
+
+    // A restore is killed at different moments: no daemon starts on what it left, and the next one finishes it.
+    for wait_ms in [150, 700, 1_300, 2_000] {
+        place.killed_restore("killed", Duration::from_millis(wait_ms));
+        if place.path("killed/RESTORING").exists() {
+            let (code, said) = place.refused_start("killed");
+            assert!(code == 1 && said.contains("BIB0407"), "{said}");
+        } else {
+            assert!(!place.path("killed/postgres").exists() || wait_ms > 1_000, "unmarked after {wait_ms} ms");
+            if place.path("killed/identity/epoch").exists() {
+                std::fs::remove_dir_all(place.path("killed")).unwrap();
+            }
+        }
+    }
+    let restored = place.restore("killed", &[]);
+    assert_eq!(restored["verdict"], "OK", "{restored}");
+    assert!(!place.path("killed/RESTORING").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_written_stops_nothing_and_shows_in_health() {
+    let Some(place) = Place::new().await else { return };
+    let node = Node::start(&place, "data").await;
+    node.export_recovery(&place.sheet()).await;
+    node.make_backup().await;
+    let (store, aside) = (place.path("store"), place.path("aside"));
+    std::fs::rename(&store, &aside).unwrap();
+    std::fs::write(&store, "no directory").unwrap();
+    let health = || node.daemon.foundation().health.condition("backup");
+    let mut number = 0;
+    wait_for("health says so", Duration::from_secs(60), async || {
+        number += 1;
+        node.make_topic(&format!("meanwhile{number}")).await;
+        matches!(health(), Some(Condition::Degraded(sentence)) if sentence.contains("cannot be archived"))
+    })
+    .await;
+    assert_eq!(node.refused_backup().await, "BIB0306");
+    let topics = node.topics().await;
+    std::fs::remove_file(&store).unwrap();
+    std::fs::rename(&aside, &store).unwrap();
+    wait_for("health recovers", Duration::from_secs(60), async || health() == Some(Condition::Serving)).await;
+    assert_eq!(node.topics().await, topics);
+    node.stop().await;
+    // Nothing of the log was lost meanwhile.
+    let restored = place.restore("back", &[]);
+    assert_eq!(restored["verdict"], "OK", "{restored}");
+}

@@ -1,0 +1,285 @@
+//! A daemon with a store, in this process; `bibd restore` in another.
+#![allow(unreachable_pub, reason = "a module of one test binary")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bib_proto::v1 as pb;
+use bib_proto::v1::admin_service_client::AdminServiceClient;
+use bib_proto::v1::topic_service_client::TopicServiceClient;
+use bibd::app::{Daemon, Options};
+use bibd::clock::{Clock, Entropy, SystemClock};
+use bibd::config::places::Home;
+use bibd::config::{self, Sources};
+use bibd_catalog::{audit, topics};
+use bibd_postgres::account::Account;
+use bibd_postgres::binaries;
+use futures::StreamExt as _;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt as _;
+
+/// Where everything of one test lies. Dropped, it ends servers that a failed test left in it.
+pub struct Place(tempfile::TempDir);
+
+impl Place {
+    /// `None` when there is no PostgreSQL: said loudly, and a failure with CI=true.
+    pub async fn new() -> Option<Self> {
+        let found = match Account::choose(None, Path::new("/nonexistent")).await {
+            Ok(account) => binaries::choose(None, None, account).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = found {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have PostgreSQL: {error}");
+            eprintln!("\n==== SKIPPED, NOTHING TESTED: {error}\n==== {}\n", error.hint().unwrap_or_default());
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        // When root, PostgreSQL's user must pass through.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        Some(Self(dir))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn sheet(&self) -> PathBuf {
+        self.path("sheet")
+    }
+
+    /// Names of archived segments of the first epoch.
+    pub fn segments(&self, peer: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("store").join(peer).join("wal/1"));
+        let mut names: Vec<String> =
+            entries.into_iter().flatten().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.len() == 24);
+        names.sort();
+        names
+    }
+
+    fn bibd(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
+        command.arg("--config-dir").arg(self.path("no-config")).stdin(Stdio::null());
+        command
+    }
+
+    fn restoring(&self, store: &Path, to: &str, identity: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.bibd();
+        command.arg("restore").arg("--from").arg(store).arg("--to").arg(self.path(to));
+        command.arg("--identity").arg(identity).args(["--output", "json"]).args(arguments);
+        command
+    }
+
+    pub fn restore(&self, to: &str, arguments: &[&str]) -> serde_json::Value {
+        self.restore_from(&self.path("store"), to, arguments)
+    }
+
+    pub fn restore_from(&self, store: &Path, to: &str, arguments: &[&str]) -> serde_json::Value {
+        let output = self.restoring(store, to, &self.sheet(), arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn refused_restore(&self, store: &Path, to: &str, arguments: &[&str]) -> (i32, String) {
+        self.refused_with(store, to, &self.sheet(), arguments)
+    }
+
+    pub fn refused_with(&self, store: &Path, to: &str, identity: &Path, arguments: &[&str]) -> (i32, String) {
+        let output = self.restoring(store, to, identity, arguments).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("hint: ") || output.status.success(), "{said}");
+        (output.status.code().unwrap(), said)
+    }
+
+    pub fn killed_restore(&self, to: &str, after: Duration) {
+        let mut command = self.restoring(&self.path("store"), to, &self.sheet(), &[]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn refused_start(&self, data: &str) -> (i32, String) {
+        let output = self.bibd().arg("--data-dir").arg(self.path(data)).arg("run").output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Only servers in this very directory, which the test started: found by their pid files.
+        for entry in std::fs::read_dir(self.0.path()).into_iter().flatten().flatten() {
+            let data = entry.path().join("postgres/data");
+            let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { continue };
+            let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { continue };
+            if std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            {
+                // Gone already is what is wanted.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+            }
+        }
+    }
+}
+
+/// A daemon that serves its socket alone.
+pub struct Node {
+    pub daemon: Daemon,
+}
+
+impl Node {
+    pub async fn start(place: &Place, data: &str) -> Self {
+        let text = format!(
+            "data_dir: {}\ngrpc:\n  listen: []\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\nbackup:\n  store: {}\n  \
+             archive_timeout: 1s\n",
+            place.path(data).display(),
+            place.path("store").display()
+        );
+        std::fs::write(place.path("config.yaml"), &text).unwrap();
+        let sources = Sources { file: Some((place.path("config.yaml"), text)), ..Default::default() };
+        let loaded = config::load(&sources).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let uid = rustix::process::geteuid();
+        let home = Home {
+            is_root: uid.is_root(),
+            uid: uid.as_raw(),
+            config: place.path("config"),
+            data: place.path("home"),
+            runtime: None,
+        };
+        let logs = bibd::logging::init(&loaded.config.log, Arc::clone(&clock)).unwrap();
+        let entropy = Entropy::from_system();
+        let options = Options { loaded, home, ready_file: None, admin_key: None, clock, entropy, logs };
+        Self { daemon: Box::pin(Daemon::start(options)).await.unwrap() }
+    }
+
+    pub async fn stop(self) {
+        self.daemon.stop(Duration::ZERO).await;
+    }
+
+    pub fn peer(&self) -> String {
+        self.daemon.ready().peer_id.clone()
+    }
+
+    async fn channel(&self) -> Channel {
+        let path = self.daemon.ready().socket.clone();
+        let connector = tower::service_fn(move |_| {
+            let path: PathBuf = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://node.bib.invalid").connect_with_connector(connector).await.unwrap()
+    }
+
+    async fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel().await)
+    }
+
+    pub async fn export_recovery(&self, to: &Path) {
+        let request = pb::ExportRecoveryRequest { replace: false };
+        let sheet = self.admin().await.export_recovery(request).await.unwrap().into_inner().sheet;
+        std::fs::write(to, sheet).unwrap();
+        std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    async fn try_backup(&self) -> Result<pb::Backup, Status> {
+        let mut answers = self.admin().await.create_backup(pb::CreateBackupRequest {}).await?.into_inner();
+        let mut made = None;
+        while let Some(answer) = answers.next().await {
+            made = answer?.backup;
+        }
+        Ok(made.expect("the last answer has the backup"))
+    }
+
+    pub async fn make_backup(&self) -> pb::Backup {
+        self.try_backup().await.unwrap()
+    }
+
+    pub async fn can_make_backup(&self) -> bool {
+        self.try_backup().await.is_ok()
+    }
+
+    /// The code with which a backup is refused.
+    pub async fn refused_backup(&self) -> String {
+        let status = self.try_backup().await.expect_err("this must be refused");
+        status.get_details_error_info().map(|info| info.reason).unwrap_or_else(|| format!("{status:?}"))
+    }
+
+    /// Asks for a backup and goes away.
+    pub async fn abandon_backup(&self, after: Duration) {
+        assert!(tokio::time::timeout(after, self.try_backup()).await.is_err(), "done before {after:?}");
+    }
+
+    pub async fn backups(&self) -> Vec<pb::Backup> {
+        self.admin().await.list_backups(pb::ListBackupsRequest {}).await.unwrap().into_inner().backups
+    }
+
+    pub async fn verify(&self, id: &str) -> pb::VerifyBackupResponse {
+        let request = pb::VerifyBackupRequest { id: id.to_owned() };
+        self.admin().await.verify_backup(request).await.unwrap().into_inner()
+    }
+
+    pub async fn delete_backup(&self, id: &str) {
+        self.admin().await.delete_backup(pb::DeleteBackupRequest { id: id.to_owned() }).await.unwrap();
+    }
+
+    pub async fn audit_verdict(&self) -> String {
+        let answers = self.admin().await.verify_audit(pb::VerifyAuditRequest {}).await.unwrap().into_inner();
+        let all: Vec<_> = answers.collect().await;
+        all.into_iter().next_back().unwrap().unwrap().verdict
+    }
+
+    pub async fn make_topic(&self, name: &str) {
+        let request = pb::CreateTopicRequest { name: name.to_owned(), ..Default::default() };
+        TopicServiceClient::new(self.channel().await).create_topic(request).await.unwrap();
+    }
+
+    /// A write that makes no row.
+    pub async fn rename_topic(&self, name: &str) {
+        let request = pb::UpdateTopicRequest {
+            topic: name.to_owned(),
+            title: Some(format!("{name} at {}", SystemClock.now())),
+            ..Default::default()
+        };
+        TopicServiceClient::new(self.channel().await).update_topic(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
+    pub async fn topics(&self) -> u64 {
+        let mut session = self.daemon.foundation().db.read().await.unwrap();
+        topics::count(&mut session).await.unwrap()
+    }
+
+    /// Entries of the audit log whose action begins so.
+    pub async fn entries(&self, action: &str) -> usize {
+        let mut session = self.daemon.foundation().db.read_audit().await.unwrap();
+        let filter = audit::Filter { action: action.to_owned(), limit: 1000, ..Default::default() };
+        audit::list(&mut session, &filter).await.unwrap().len()
+    }
+}
+
+pub fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, target) = (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Waits for `condition`, or fails.
+pub async fn wait_for(what: &str, deadline: Duration, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + deadline;
+    while !condition().await {
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
