@@ -137,7 +137,10 @@ async fn what_was_touched_is_refused_by_name() {
         let (manifest, _): (Manifest, _) = document::verify(&bytes, &peer.parse().unwrap(), "manifest").unwrap();
         std::fs::write(&path, document::sign(&manifest, &stranger).unwrap()).unwrap();
     });
-    assert!(signed.0 == 7 && signed.1.contains(&manifest_key(&backup.id)) && signed.1.contains("not signed by"), "{signed:?}");
+    assert!(
+        signed.0 == 7 && signed.1.contains(&manifest_key(&backup.id)) && signed.1.contains("not signed by"),
+        "{signed:?}"
+    );
 
     let segments = place.segments(&peer);
     // Of those that continue the backup, the middle one.

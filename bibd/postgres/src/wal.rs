@@ -184,7 +184,9 @@ mod tests {
         assert_eq!(last.next().name(), "000000010000000100000000");
         assert_eq!(Segment::at(1, "1/28").unwrap(), last.next());
         assert_eq!(Segment::at(2, "0/3000060").unwrap().name(), "000000020000000000000003");
-        for name in ["", "00000001.history", "000000010000000000000100", "0000000100000000000000fF", "../0000000100000000000"] {
+        for name in
+            ["", "00000001.history", "000000010000000000000100", "0000000100000000000000fF", "../0000000100000000000"]
+        {
             assert_eq!(Segment::parse(name), None, "{name}");
         }
     }

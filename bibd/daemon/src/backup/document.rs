@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
-use super::store::Store;
 use super::manifest_key;
+use super::store::Store;
 
 /// The format of a manifest.
 pub const MANIFEST_FORMAT: &str = "bib-backup/1";
@@ -184,7 +184,10 @@ impl Manifest {
     /// When the store cannot be read.
     pub fn names(store: &Store) -> Result<Vec<(String, bool)>, BackupError> {
         let names = store.list("base/")?.into_iter().filter(|name| is_id(name));
-        names.map(|name| Ok((store.open(&manifest_key(&name))?.is_some(), name))).map(|one| one.map(|(a, b)| (b, a))).collect()
+        names
+            .map(|name| Ok((store.open(&manifest_key(&name))?.is_some(), name)))
+            .map(|one| one.map(|(a, b)| (b, a)))
+            .collect()
     }
 
     /// The sum of its objects, bytes.

@@ -129,7 +129,9 @@ impl BackupError {
     pub fn hint(&self) -> String {
         match self {
             Self::NoStore => "set `backup.store` to a directory on another disk, and start bibd again".to_owned(),
-            Self::NoRecoveryKey => "make one and keep its sheet away from the node: bib admin recovery export".to_owned(),
+            Self::NoRecoveryKey => {
+                "make one and keep its sheet away from the node: bib admin recovery export".to_owned()
+            }
             Self::Busy => "try again when it is done".to_owned(),
             Self::NotFound(_) => "`bib admin backup list` shows what there is".to_owned(),
             Self::NothingFits { .. } => "look for another store, or choose another time".to_owned(),

@@ -170,7 +170,8 @@ impl Landing<'_> {
         let random = foundation::randomness(self.entropy);
         let uses = Arc::new(SuperuserUses::default());
         let database = Database::new(postgres.clone(), secrets.clone(), uses, random);
-        let db = foundation::open_pools(self.config, &database).map_err(|error| BackupError::Examine(Box::new(error)))?;
+        let db =
+            foundation::open_pools(self.config, &database).map_err(|error| BackupError::Examine(Box::new(error)))?;
         let examined = self.look(&db).await;
         db.close().await;
         examined

@@ -86,7 +86,8 @@ impl Chain {
     /// When the store cannot be read, or a head is damaged or not the node's.
     pub fn find(store: &Store, manifest: &Manifest) -> Result<Self, BackupError> {
         let (node, epoch, timeline) = (manifest.node, manifest.epoch, manifest.timeline);
-        let unknown = || BackupError::Damaged { object: manifest.id.clone(), problem: "its end is no place".to_owned() };
+        let unknown =
+            || BackupError::Damaged { object: manifest.id.clone(), problem: "its end is no place".to_owned() };
         let first = Segment::at(timeline, &manifest.end_lsn).ok_or_else(unknown)?;
         let names = store.list(&format!("wal/{epoch}"))?;
         let segments = names.iter().filter_map(|name| Segment::parse(name));

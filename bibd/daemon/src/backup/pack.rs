@@ -127,7 +127,8 @@ pub fn open(store: &Store, key: &str, opener: &Opener) -> Result<impl Read + use
 pub fn opened<R: Read>(from: R, key: &str, opener: &Opener) -> Result<impl Read + use<R>, BackupError> {
     let sealed = |source: SealError| BackupError::Sealed { object: key.to_owned(), source };
     let plain = opener.open(from).map_err(sealed)?;
-    zstd::Decoder::new(plain).map_err(|error| BackupError::Damaged { object: key.to_owned(), problem: error.to_string() })
+    zstd::Decoder::new(plain)
+        .map_err(|error| BackupError::Damaged { object: key.to_owned(), problem: error.to_string() })
 }
 
 /// Unpacks a tar of plain files and directories into a directory that exists. Nothing is written outside it, over

@@ -76,7 +76,9 @@ impl Store {
         let parent = path.parent().unwrap_or(&self.root);
         ensure_dir(parent)?;
         match File::create_new(&path) {
-            Ok(file) => file.sync_all().and_then(|()| sync_dir(parent)).map(|()| true).map_err(BackupError::io("write", &path)),
+            Ok(file) => {
+                file.sync_all().and_then(|()| sync_dir(parent)).map(|()| true).map_err(BackupError::io("write", &path))
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(BackupError::io("create", &path)(error)),
         }
@@ -123,7 +125,9 @@ impl Store {
     pub fn delete(&self, key: &str) -> Result<(), BackupError> {
         let path = self.root.join(key);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(BackupError::io("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(BackupError::io("remove", &path)(error));
+            }
             _ => {}
         }
         let parent = path.parent().unwrap_or(&self.root);
@@ -186,7 +190,9 @@ fn ensure_dir(path: &Path) -> Result<(), BackupError> {
     if let Some(parent) = path.parent() {
         ensure_dir(parent)?;
         match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(BackupError::io("make", path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(BackupError::io("make", path)(error));
+            }
             _ => {}
         }
         return sync_dir(parent).map_err(BackupError::io("sync", parent));

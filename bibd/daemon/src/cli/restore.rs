@@ -41,8 +41,7 @@ pub(super) struct Args {
 impl Args {
     /// Restores, and says what.
     pub(super) async fn run(self, config: Config, home: &Home) -> Result<String, Failure> {
-        data_dir::harden_process()
-            .map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
+        data_dir::harden_process().map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
         let choice = match (self.time, self.backup) {
             (Some(time), _) => Choice::Time(time),
             (None, Some(id)) => Choice::Backup(id),

@@ -211,7 +211,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { origin, key: key.to_owned(), message, hint: Some(hint) });
     }
-    if problems.is_empty() { Ok(Loaded { config, file: sources.file.as_ref().map(|(path, _)| path.clone()), origins }) } else { Err(Problems(problems)) }
+    if problems.is_empty() {
+        Ok(Loaded { config, file: sources.file.as_ref().map(|(path, _)| path.clone()), origins })
+    } else {
+        Err(Problems(problems))
+    }
 }
 
 fn is_toml(path: &Path) -> bool {

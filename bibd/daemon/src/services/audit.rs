@@ -256,11 +256,8 @@ pub async fn judge<F: Future<Output = bool>>(
     }
     let mut tx = db.snapshot_audit().await?;
     let total = audit::count(&mut tx).await?.sealed;
-    let trusted = TrustedInputs {
-        public_key: Some(*peer.public_key()),
-        external,
-        table: audit::checkpoints(&mut tx).await?,
-    };
+    let trusted =
+        TrustedInputs { public_key: Some(*peer.public_key()), external, table: audit::checkpoints(&mut tx).await? };
     let newest = trusted.external.last().or(trusted.table.last()).cloned().unwrap_or_default();
     let mut verifier = Verifier::new(&trusted);
     let mut entries = 0;

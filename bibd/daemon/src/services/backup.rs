@@ -186,7 +186,8 @@ impl BackupUseCases {
         let origin = self.postgres.origin().await?;
         let login = self.database.login(GroupRole::Backup)?;
         let (running, reader) = self.postgres.base_backup(&login, id).await?;
-        let mut sealing = Box::pin(seal_base(store.clone(), id.to_owned(), recipients.clone(), Arc::clone(&watched), reader));
+        let mut sealing =
+            Box::pin(seal_base(store.clone(), id.to_owned(), recipients.clone(), Arc::clone(&watched), reader));
         let (draft, base) = loop {
             tokio::select! {
                 sealed = &mut sealing => break sealed?,
@@ -453,8 +454,12 @@ fn describe(store: &Store, peer: &bib_core::PeerId, id: String, is_complete: boo
         Err(error) => return unusable(id, error.to_string()),
     };
     match Chain::find(store, &manifest) {
-        Ok(chain) => Listed { id, manifest: Some(manifest), state: "complete".to_owned(), reachable: Some(chain.reachable) },
-        Err(error) => Listed { id, reachable: Some(manifest.finished), manifest: Some(manifest), state: error.to_string() },
+        Ok(chain) => {
+            Listed { id, manifest: Some(manifest), state: "complete".to_owned(), reachable: Some(chain.reachable) }
+        }
+        Err(error) => {
+            Listed { id, reachable: Some(manifest.finished), manifest: Some(manifest), state: error.to_string() }
+        }
     }
 }
 
