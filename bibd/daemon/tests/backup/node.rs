@@ -155,7 +155,16 @@ impl Node {
         };
         let logs = bibd::logging::init(&loaded.config.log, Arc::clone(&clock)).unwrap();
         let entropy = Entropy::from_system();
-        let options = Options { loaded, home, ready_file: None, admin_key: None, clock, entropy, logs };
+        let options = Options {
+            loaded,
+            home,
+            ready_file: None,
+            admin_key: None,
+            clock,
+            entropy,
+            logs,
+            failpoints: Default::default(),
+        };
         Self { daemon: Box::pin(Daemon::start(options)).await.unwrap() }
     }
 
