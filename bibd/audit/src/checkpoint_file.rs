@@ -63,11 +63,11 @@ impl CheckpointFile {
         &self.path
     }
 
-    /// Appends a note and returns when it is on the disk. Blocking: call it off the async threads. One writer at a time.
+    /// Appends notes and returns when they are on the disk. Blocking: call it off the async threads. One writer at a time.
     ///
     /// # Errors
-    /// When the disk says no; then the record is not there, or torn.
-    pub fn append(&self, note: &SignedNote) -> Result<(), CheckpointFileError> {
+    /// When the disk says no; then the last records are not there, or torn.
+    pub fn append(&self, notes: &[SignedNote]) -> Result<(), CheckpointFileError> {
         let new = !self.path.exists();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -79,7 +79,8 @@ impl CheckpointFile {
             file.set_len(end).map_err(|e| self.io("remove a torn record of", e))?;
         }
         file.seek(SeekFrom::Start(end)).map_err(|e| self.io("append to", e))?;
-        file.write_all(format!("{note}\n").as_bytes()).map_err(|e| self.io("append to", e))?;
+        let text: String = notes.iter().map(|note| format!("{note}\n")).collect();
+        file.write_all(text.as_bytes()).map_err(|e| self.io("append to", e))?;
         file.sync_all().map_err(|e| self.io("sync", e))?;
         if new && let Some(parent) = self.path.parent().filter(|p| !p.as_os_str().is_empty()) {
             File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| self.io("sync the folder of", e))?;
@@ -185,7 +186,7 @@ mod tests {
         let file = CheckpointFile::new(&dir.path().join("checkpoints"));
         assert_eq!(file.read().unwrap(), Records::default());
         for number in 0..3 {
-            file.append(&note(number)).unwrap();
+            file.append(&[note(number)]).unwrap();
         }
         let notes = (0..3).map(|number| note(number).to_string()).collect();
         assert_eq!(file.read().unwrap(), Records { notes, torn_bytes: 0 });
@@ -196,7 +197,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes.txt");
         std::fs::write(&path, "my diary").unwrap();
-        let error = CheckpointFile::new(&path).append(&note(1)).unwrap_err();
+        let error = CheckpointFile::new(&path).append(&[note(1)]).unwrap_err();
         assert!(matches!(error, CheckpointFileError::NotOurs(_)));
         assert_eq!(std::fs::read(&path).unwrap(), b"my diary");
     }
@@ -206,14 +207,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoints");
         let file = CheckpointFile::new(&path);
-        file.append(&note(1)).unwrap();
+        file.append(&[note(1)]).unwrap();
         let whole = std::fs::read(&path).unwrap();
         let second = format!("{}\n", note(2)).into_bytes();
         for torn in 0..second.len() {
             std::fs::write(&path, [whole.as_slice(), &second[..torn]].concat()).unwrap();
             let records = file.read().unwrap();
             assert_eq!((records.notes.len(), records.torn_bytes), (1, torn as u64), "torn at {torn}");
-            file.append(&note(3)).unwrap();
+            file.append(&[note(3)]).unwrap();
             assert_eq!(file.read().unwrap().notes, [note(1).to_string(), note(3).to_string()], "torn at {torn}");
         }
     }

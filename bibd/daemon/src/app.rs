@@ -253,7 +253,7 @@ impl Daemon {
         let superuser_uses = Arc::new(SuperuserUses::default());
         let database =
             bibd_postgres::Database::new(Arc::clone(&postgres), store, Arc::clone(&superuser_uses) as _, random);
-        let database = Arc::new(database.with_failpoints(options.failpoints));
+        let database = Arc::new(database.with_failpoints(options.failpoints.clone()));
         let provisioned = postgres.provision().await?;
         let how = postgres.start().await?;
         tracing::info!(postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
@@ -283,6 +283,7 @@ impl Daemon {
             epoch: identity.epoch,
             logs: options.logs,
             shutdown: Shutdown::default(),
+            failpoints: options.failpoints,
             key,
             peer_id,
             secrets,

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bibd_postgres::Failpoints;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,7 +24,7 @@ use crate::config::places::{Home, find_config_file};
 use crate::config::{self, Config, Loaded, Places, Sources};
 use crate::errors::ErrorCode;
 use crate::grpc::error::chain;
-use crate::{data_dir, doctor, logging};
+use crate::{data_dir, doctor, failpoint, logging};
 
 /// The daemon of a BIB node.
 #[derive(Debug, Parser)]
@@ -212,7 +213,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Restore(args) => {
             let config = load(&cli.common, &home)?.config;
-            let text = in_runtime(args.run(config, &home))??;
+            let text = in_runtime(args.run(config, &home, failpoints()?))??;
             print(&text)
         }
         Command::Init(args) => {
@@ -328,6 +329,14 @@ fn admin_key(argument: Option<String>) -> Result<Option<String>, Failure> {
     Ok(Some(text.trim().to_owned()))
 }
 
+/// The step at which a test wants this process dead.
+fn failpoints() -> Result<Failpoints, Failure> {
+    failpoint::from_environment().map_err(|name| Failure::Usage {
+        message: format!("{} names `{name}`, and there is no such step", failpoint::VARIABLE),
+        hint: "remove it: it is for tests".to_owned(),
+    })
+}
+
 async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Failure> {
     data_dir::harden_process().map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
     let clock = Arc::new(SystemClock);
@@ -341,7 +350,7 @@ async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Fail
         home,
         clock,
         logs,
-        failpoints: bibd_postgres::Failpoints::default(),
+        failpoints: failpoints()?,
     };
     // Boxed: a start holds many things across its waits.
     Ok(Box::pin(Daemon::start(options)).await?)

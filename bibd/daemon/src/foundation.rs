@@ -12,7 +12,7 @@ use bibd_catalog::{Db, migrate};
 use bibd_postgres::database::Database;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
 use bibd_postgres::wal::SEGMENT_BYTES;
-use bibd_postgres::{ManagedPostgres, Randomness, RunAs, Settings, Wal};
+use bibd_postgres::{Failpoints, ManagedPostgres, Randomness, RunAs, Settings, Wal};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -86,6 +86,8 @@ pub struct Foundation {
     pub logs: Logs,
     /// Asks the daemon to stop.
     pub shutdown: Shutdown,
+    /// Where a test ends the process.
+    pub failpoints: Failpoints,
     /// When the daemon started, on the monotonic scale.
     pub started: Instant,
     /// Where TLS is served.

@@ -17,6 +17,7 @@ pub mod config;
 pub mod data_dir;
 pub mod doctor;
 pub mod errors;
+pub mod failpoint;
 pub mod foundation;
 pub mod grpc;
 pub mod logging;

@@ -1,12 +1,13 @@
 //! The pools of database connections, one per role, and how a pool moves to another login without a failed call.
 //!
-//! New connections use the new login from the moment it is set. Old ones are replaced one after another: those that are
-//! idle by whoever moves the pool, those that are always in use by a call now and then, which waits for one connect. All
-//! at once would make calls wait for the processor. Nobody is turned away: whoever is connecting at the moment of the
-//! change is waited for.
+//! New connections use the new login from the moment it is set. Old ones are replaced by whoever moves the pool, one
+//! after another: it stands in the queue for a connection as a call does, and what comes out is closed and made anew
+//! before it goes back. So a call never waits for a connect of its own, and a pool never lacks more than one connection,
+//! also on a machine whose processor has no time. Nobody is turned away: whoever is connecting at the moment of the change
+//! is waited for.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bibd_catalog::Pools;
@@ -28,8 +29,6 @@ const MONITOR_CONNECTIONS: u32 = 2;
 /// Between two looks at a pool that is moving: fine steps first, since usually it is a matter of milliseconds.
 const STEP: Duration = Duration::from_millis(5);
 const COARSE_STEP: Duration = Duration::from_millis(100);
-/// Between two calls that replace a connection, in a pool where none is idle.
-const PACE: Duration = Duration::from_millis(25);
 /// When a connection was made is known to this much only.
 const INEXACT: Duration = Duration::from_millis(100);
 /// Who has read a login and connects without a pool is given this long to do so.
@@ -44,38 +43,24 @@ tokio::task_local! {
 
 /// Connections of a pool that were made up to a moment are to be replaced.
 #[derive(Debug, Default)]
-struct Retired {
-    up_to: RwLock<Option<Instant>>,
-    /// When a call last replaced one.
-    paced: Mutex<Option<Instant>>,
-}
+struct Retired(RwLock<Option<Instant>>);
 
 impl Retired {
     fn up_to(&self, moment: Instant) {
-        *self.up_to.write().unwrap_or_else(PoisonError::into_inner) = Some(moment);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(moment);
     }
 
     fn covers(&self, age: Duration) -> bool {
-        let retired = *self.up_to.read().unwrap_or_else(PoisonError::into_inner);
+        let retired = *self.0.read().unwrap_or_else(PoisonError::into_inner);
         match (retired, Instant::now().checked_sub(age)) {
             (Some(moment), Some(made)) => made <= moment,
             _ => false,
         }
     }
 
-    /// Whether a call may replace one now; says so once in [`PACE`].
-    fn is_time(&self) -> bool {
-        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_time = paced.is_none_or(|last| last.elapsed() >= PACE);
-        if is_time {
-            *paced = Some(Instant::now());
-        }
-        is_time
-    }
-
     /// Whether a connection of this age is to be replaced by who has just taken it.
     fn is_replaced(&self, age: Duration) -> bool {
-        self.covers(age) && (REPLACING.try_with(|()| ()).is_ok() || self.is_time())
+        REPLACING.try_with(|()| ()).is_ok() && self.covers(age)
     }
 }
 
@@ -109,9 +94,10 @@ impl RolePool {
         Ok(Self { group, pool, retired })
     }
 
-    /// Takes idle connections out, one after another, and lets them come back; one that is retired comes back as a new one.
+    /// Takes as many connections out as there are, one after another, and lets them come back: one that is retired comes
+    /// back as a new one. The pool hands out the one that waited longest, so that this meets each about once.
     async fn replace(&self) {
-        for _ in 0..self.pool.num_idle() {
+        for _ in 0..self.pool.size() {
             match REPLACING.scope((), self.pool.acquire()).await {
                 Ok(connection) => drop(connection),
                 Err(error) => return tracing::debug!(error.cause = %error, "no connection to replace"),
@@ -245,13 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn calls_replace_at_a_pace_and_the_mover_as_it_likes() {
+    fn only_the_mover_replaces() {
         let retired = Retired::default();
         retired.up_to(Instant::now() + INEXACT);
-        assert!(retired.is_replaced(Duration::ZERO) && !retired.is_replaced(Duration::ZERO));
-        assert!(
-            REPLACING.sync_scope((), || retired.is_replaced(Duration::ZERO) && retired.is_replaced(Duration::ZERO))
-        );
+        assert!(!retired.is_replaced(Duration::ZERO) && REPLACING.sync_scope((), || retired.is_replaced(Duration::ZERO)));
     }
 
     #[test]

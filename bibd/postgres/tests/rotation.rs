@@ -132,7 +132,7 @@ async fn a_death_at_any_step_is_gone_forward_from() {
         return;
     }
     let mut server = TestServer::started().await;
-    for point in Failpoints::ALL {
+    for point in Failpoints::ROTATION {
         for by_restart in [true, false] {
             let before = passwords_of(&server);
             let mut stays = server.connect(GroupRole::Service).await;

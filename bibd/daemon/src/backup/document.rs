@@ -70,7 +70,7 @@ pub struct Manifest {
     pub epoch: u64,
     /// When it was begun.
     pub created: Timestamp,
-    /// When it was complete: what was committed before is in it.
+    /// When it was complete: from here on every moment can be restored that the archived log reaches.
     pub finished: Timestamp,
     /// The release that made it.
     pub bibd: String,

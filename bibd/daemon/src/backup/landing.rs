@@ -11,8 +11,9 @@ use bib_identity::sealed_stream::Opener;
 use bibd_audit::CheckpointFile;
 use bibd_catalog::{Db, audit, chunks, datasets, topics, users};
 use bibd_postgres::wal::Feed;
-use bibd_postgres::{Database, ManagedPostgres as _, ProcessPostgres, Recovery, Stop, Target, Wal};
+use bibd_postgres::{Database, Failpoints, ManagedPostgres as _, ProcessPostgres, Recovery, Stop, Target, Wal};
 
+use super::checkpoints::take_over;
 use super::document::Manifest;
 use super::error::BackupError;
 use super::log::Chain;
@@ -44,6 +45,8 @@ pub struct Landing<'a> {
     pub config: &'a Config,
     /// For passwords that are never used.
     pub entropy: &'a Entropy,
+    /// Where a test ends the process.
+    pub failpoints: &'a Failpoints,
 }
 
 /// What was found in a recovered database.
@@ -55,6 +58,21 @@ pub struct Examined {
     pub verdict: &'static str,
     /// What the verdict means, in a sentence.
     pub explanation: String,
+    /// Checkpoints that were newer than the file in the backup.
+    pub taken_over: usize,
+}
+
+/// Ends the server that a process which died left in `directory`, the data directory of a restore or a verification.
+///
+/// # Errors
+/// When it runs and does not end.
+pub async fn stop_leftover(directory: &Path, config: &Config, entropy: &Entropy) -> Result<(), BackupError> {
+    // The key comes first and goes last: without it there was no server.
+    let Ok(key) = NodeKey::load(&directory.join("identity/node_key")) else { return Ok(()) };
+    let secrets = Secrets::new(&directory.join("secrets"), Arc::new(key), Vec::new());
+    let settings = foundation::postgres_settings_at(config, directory, &directory.join("run"));
+    let postgres = ProcessPostgres::new(settings, Arc::new(secrets), foundation::randomness(entropy));
+    Ok(postgres.stop(Stop::Immediate).await?)
 }
 
 /// A directory for sockets, which must have short names; gone when dropped.
@@ -95,6 +113,7 @@ impl Landing<'_> {
         }
         let identifier = self.manifest.system_identifier.parse().unwrap_or_default();
         postgres.finish_restore(identifier).await?;
+        self.failpoints.hit("restore.unpacked");
         let feed = feed_directory.as_deref().map(|path| Feed::create(path, account)).transpose()?;
         let fed = chain.zip(feed.as_ref());
         match self.start(&postgres, fed).await {
@@ -107,10 +126,12 @@ impl Landing<'_> {
             }
             Err(error) => return Err(error),
         }
+        self.failpoints.hit("restore.recovered");
         let examined = self.examine(&postgres, &secrets).await;
         let stopped = postgres.stop(Stop::Clean).await;
         let examined = examined?;
         stopped?;
+        self.failpoints.hit("restore.examined");
         Ok(examined)
     }
 
@@ -199,10 +220,14 @@ impl Landing<'_> {
             }
         }
         let file = CheckpointFile::new(&self.directory.join("checkpoints"));
+        let taken_over = take_over(db, &self.manifest.node, &file).await?;
         let judged = judge(db, &self.manifest.node, &file, |_, _| async { true }).await;
         let judged = judged.map_err(|error| BackupError::Examine(Box::new(error)))?;
         rows.push(("audit entries", judged.entries));
-        let (verdict, explanation) = judged.words();
-        Ok(Examined { rows, verdict, explanation })
+        let (verdict, mut explanation) = judged.words();
+        if taken_over > 0 {
+            explanation.push_str(&format!("; {taken_over} checkpoints were made after the backup began"));
+        }
+        Ok(Examined { rows, verdict, explanation, taken_over })
     }
 }

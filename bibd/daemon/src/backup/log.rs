@@ -80,7 +80,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Looks at what continues `manifest`: names and signed heads.
+    /// Looks at what continues `manifest`: names and signed heads. Without any, what was committed when the backup began
+    /// is all that is surely in it.
     ///
     /// # Errors
     /// When the store cannot be read, or a head is damaged or not the node's.
@@ -100,7 +101,7 @@ impl Chain {
             }
             (last, next) = (Some(segment), segment.next());
         }
-        let mut chain = Self { node, epoch, timeline, last, reachable: manifest.finished, missing };
+        let mut chain = Self { node, epoch, timeline, last, reachable: manifest.created, missing };
         if let Some(last) = last {
             let (head, _) = chain.read(store, &last.name())?.ok_or_else(unknown)?;
             chain.reachable = chain.reachable.max(head.time);

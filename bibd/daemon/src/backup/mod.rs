@@ -13,6 +13,7 @@
 //! Nothing here serves a call: the use cases are in `services/backup.rs`, the command `bibd restore` in `cli.rs`. Start
 //! reading at [`document`], then [`restore`].
 
+pub mod checkpoints;
 pub mod document;
 pub mod error;
 pub mod landing;

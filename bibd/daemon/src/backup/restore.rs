@@ -11,20 +11,18 @@ use bib_core::{PeerId, Timestamp};
 use bib_identity::recovery::RecoverySheet;
 use bib_identity::sealed_stream::Opener;
 use bib_identity::{NodeKey, file};
-use bibd_postgres::{ManagedPostgres as _, ProcessPostgres, Stop, Target};
+use bibd_postgres::{Failpoints, Target};
 use serde::{Deserialize, Serialize};
 
 use super::document::Manifest;
 use super::error::BackupError;
-use super::landing::{Examined, Landing};
+use super::landing::{Examined, Landing, stop_leftover};
 use super::log::Chain;
 use super::state;
 use super::store::{Store, sync_dir};
 use crate::clock::Entropy;
 use crate::config::Config;
 use crate::data_dir::RESTORING;
-use crate::foundation;
-use crate::secrets::Secrets;
 
 /// What a restored node tells its audit log at its first start.
 pub const RESTORED: &str = "RESTORED.json";
@@ -61,6 +59,8 @@ pub struct Restore {
     pub is_root: bool,
     /// For what needs randomness.
     pub entropy: Entropy,
+    /// Where a test ends the process.
+    pub failpoints: Failpoints,
 }
 
 /// What was restored, or would be.
@@ -87,6 +87,8 @@ pub struct Note {
     pub from_epoch: u64,
     /// How far: `latest`, `backup`, or a moment.
     pub target: String,
+    /// Checkpoints that the file in the backup had not, and that were taken over from the database.
+    pub checkpoints: usize,
 }
 
 /// Reads a key, and whose backups it opens.
@@ -120,6 +122,7 @@ impl Restore {
             return Ok(Restored { manifest, reachable, epoch: None, examined: None, configuration: None });
         }
         self.mark().await?;
+        self.failpoints.hit("restore.claimed");
         let landing = Landing {
             store: &store,
             manifest: &manifest,
@@ -127,13 +130,14 @@ impl Restore {
             directory: &self.to,
             config: &self.config,
             entropy: &self.entropy,
+            failpoints: &self.failpoints,
         };
         let examined = Box::pin(landing.run(target, chain.as_ref(), false)).await?;
         if examined.verdict == "TAMPERED" {
             return Err(BackupError::Differs(format!("the audit log is not whole: {}", examined.explanation)));
         }
         let epoch = take_epoch(&store, manifest.epoch)?;
-        self.settle(&manifest, epoch)?;
+        self.settle(&manifest, epoch, examined.taken_over)?;
         let configuration = configuration_in(&self.to);
         Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration })
     }
@@ -183,7 +187,8 @@ impl Restore {
             entries.map(|entry| Ok(entry.map_err(BackupError::io("list", to))?.path())).collect()
         };
         if mark.exists() {
-            self.stop_leftover().await?;
+            // A restore that was killed may have left its server running.
+            stop_leftover(to, &self.config, &self.entropy).await?;
             for path in names()?.into_iter().filter(|path| *path != mark) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 removed.map_err(BackupError::io("remove", &path))?;
@@ -198,19 +203,8 @@ impl Restore {
             .map_err(|error| BackupError::io("mark", &mark)(std::io::Error::other(error)))
     }
 
-    /// A restore that was killed may have left its server running.
-    async fn stop_leftover(&self) -> Result<(), BackupError> {
-        let node_key = self.to.join("identity/node_key");
-        let Ok(key) = NodeKey::load(&node_key) else { return Ok(()) };
-        let secrets = Secrets::new(&self.to.join("secrets"), std::sync::Arc::new(key), Vec::new());
-        let settings = foundation::postgres_settings_at(&self.config, &self.to, &self.to.join("run"));
-        let random = foundation::randomness(&self.entropy);
-        let postgres = ProcessPostgres::new(settings, std::sync::Arc::new(secrets), random);
-        Ok(postgres.stop(Stop::Immediate).await?)
-    }
-
     /// The last steps: the epoch, a word for the audit log, everything durable, and then the mark goes.
-    fn settle(&self, manifest: &Manifest, epoch: u64) -> Result<(), BackupError> {
+    fn settle(&self, manifest: &Manifest, epoch: u64, checkpoints: usize) -> Result<(), BackupError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = self.to.join(name);
             file::replace_private(&path, bytes)
@@ -222,10 +216,11 @@ impl Restore {
             Choice::Backup(_) => "backup".to_owned(),
             Choice::Time(time) => time.to_string(),
         };
-        let note = Note { backup: manifest.id.clone(), from_epoch: manifest.epoch, target };
+        let note = Note { backup: manifest.id.clone(), from_epoch: manifest.epoch, target, checkpoints };
         write(RESTORED, &serde_json::to_vec(&note).map_err(|_| BackupError::Broken)?)?;
         // One call for the many files that were unpacked.
         rustix::fs::sync();
+        self.failpoints.hit("restore.settled");
         let mark = self.to.join(RESTORING);
         fs::remove_file(&mark).and_then(|()| sync_dir(&self.to)).map_err(BackupError::io("unmark", &mark))
     }

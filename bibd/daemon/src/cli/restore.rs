@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use bib_core::Timestamp;
+use bibd_postgres::Failpoints;
 
 use super::{Failure, Output};
 use crate::backup::restore::{Choice, Restore, Restored};
@@ -40,7 +41,7 @@ pub(super) struct Args {
 
 impl Args {
     /// Restores, and says what.
-    pub(super) async fn run(self, config: Config, home: &Home) -> Result<String, Failure> {
+    pub(super) async fn run(self, config: Config, home: &Home, failpoints: Failpoints) -> Result<String, Failure> {
         data_dir::harden_process().map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
         let choice = match (self.time, self.backup) {
             (Some(time), _) => Choice::Time(time),
@@ -57,6 +58,7 @@ impl Args {
             config,
             is_root: home.is_root,
             entropy: Entropy::from_system(),
+            failpoints,
         };
         let restored = Box::pin(restore.run()).await?;
         Ok(if self.output == Output::Json { json(&restore, &restored) } else { text(&restore, &restored) })

@@ -24,7 +24,7 @@ use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
 use crate::backup::document::{AuditHead, Chunks, MANIFEST_FORMAT, name, sign};
-use crate::backup::landing::{Examined, Landing};
+use crate::backup::landing::{Examined, Landing, stop_leftover};
 use crate::backup::log::{self, Chain};
 use crate::backup::restore::{Note, RESTORED};
 use crate::backup::{BackupError, Manifest, Object, Store, base_key, blocking, manifest_key, pack, state, state_key};
@@ -38,6 +38,8 @@ use crate::supervisor::TaskResult;
 /// How often the spool is looked at, and how soon again after a failure.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How the names of directories begin in which a backup is verified.
+const SCRATCH: &str = "verify-";
 /// How often whoever waits for a backup hears of it.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
@@ -102,8 +104,24 @@ impl BackupUseCases {
             foundation: foundation.clone(),
             one_at_a_time: Arc::default(),
         };
+        this.clear_verifications().await?;
         this.tell_restore().await?;
         Ok(this)
+    }
+
+    /// A daemon that died during a verification left a directory with everything that a backup has, and a server in it.
+    async fn clear_verifications(&self) -> Result<(), BackupError> {
+        let data = &self.sources.data;
+        for entry in std::fs::read_dir(data).map_err(BackupError::io("list", data))? {
+            let entry = entry.map_err(BackupError::io("list", data))?;
+            if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
+                let path = entry.path();
+                tracing::warn!(path = %path.display(), "a verification that was cut off is cleared away");
+                stop_leftover(&path, self.foundation.config(), self.foundation.entropy()).await?;
+                std::fs::remove_dir_all(&path).map_err(BackupError::io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// The first start after a restore: an entry, and then the note goes.
@@ -111,7 +129,7 @@ impl BackupUseCases {
         let path = self.sources.data.join(RESTORED);
         let Ok(bytes) = std::fs::read(&path) else { return Ok(()) };
         let note: Note = serde_json::from_slice(&bytes).map_err(ServiceError::internal)?;
-        let details = json!({ "from_epoch": note.from_epoch, "target": note.target });
+        let details = json!({ "from_epoch": note.from_epoch, "target": note.target, "checkpoints": note.checkpoints });
         let act = Act::new("node.restore", format!("backup:{}", note.backup), details);
         self.base.journal.record(&self.base.db, &self.base.internal_call("restore"), act, Outcome::Ok).await?;
         std::fs::remove_file(&path).map_err(ServiceError::internal)
@@ -183,6 +201,7 @@ impl BackupUseCases {
         let watched = Arc::new(AtomicU64::new(0));
         // Before the database: its checkpoints then speak of nothing that the database has not.
         let state = self.seal_state(store, id, &recipients, &watched).await?;
+        self.foundation.failpoints.hit("backup.begun");
         let origin = self.postgres.origin().await?;
         let login = self.database.login(GroupRole::Backup)?;
         let (running, reader) = self.postgres.base_backup(&login, id).await?;
@@ -201,6 +220,7 @@ impl BackupUseCases {
         // Only now it is known whether what was read is a backup.
         let range = running.finish().await?;
         blocking(move || draft.commit()).await?;
+        self.foundation.failpoints.hit("backup.streamed");
         let manifest = Manifest {
             format: MANIFEST_FORMAT.to_owned(),
             id: id.to_owned(),
@@ -225,6 +245,7 @@ impl BackupUseCases {
         };
         let (store, bytes, key) = (store.clone(), sign(&manifest, &self.base.key)?, manifest_key(id));
         blocking(move || store.put(&key, &bytes)).await?;
+        self.foundation.failpoints.hit("backup.manifest");
         Ok(manifest)
     }
 
@@ -322,7 +343,7 @@ impl BackupUseCases {
         let opener = Opener::of_node(&self.base.key)
             .map_err(|source| BackupError::Sealed { object: "identity/node_key".to_owned(), source })?;
         let data = &self.sources.data;
-        let scratch = tempfile::Builder::new().prefix("verify-").tempdir_in(data).and_then(|scratch| {
+        let scratch = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(data).and_then(|scratch| {
             // PostgreSQL's own user passes through when we are root.
             std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o711))?;
             Ok(scratch)
@@ -335,6 +356,7 @@ impl BackupUseCases {
             directory: scratch.path(),
             config: self.foundation.config(),
             entropy: self.foundation.entropy(),
+            failpoints: &self.foundation.failpoints,
         };
         Box::pin(landing.run(Target::Consistent, None, true)).await
     }

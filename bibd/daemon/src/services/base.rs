@@ -17,6 +17,7 @@ use crate::actor::{Actor, Call};
 use crate::clock::Ids;
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
+use crate::grpc::error::chain;
 
 /// Bytes that a user's uploads and versions may take; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -214,6 +215,8 @@ impl From<CatalogError> for ServiceError {
     fn from(error: CatalogError) -> Self {
         match error {
             CatalogError::Unavailable(_) | CatalogError::Collision => {
+                // The caller hears that it may try again; whoever runs the node wants to know why.
+                tracing::warn!(error.cause = %chain(&error), "a call is told to try again");
                 Self::unavailable(ErrorCode::DATABASE_UNAVAILABLE, "the database does not answer at the moment")
             }
             CatalogError::Full => Self::unavailable(ErrorCode::DISK_FULL, "the database has no space left"),

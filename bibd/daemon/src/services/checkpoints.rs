@@ -113,7 +113,7 @@ impl Checkpoints {
         let file = self.file.clone();
         let append = tokio::task::spawn_blocking(move || {
             let _alone = APPENDING.lock().unwrap_or_else(PoisonError::into_inner);
-            file.append(&note)
+            file.append(&[note])
         });
         Ok(append.await??)
     }

@@ -96,19 +96,6 @@ impl Place {
         assert!(said.contains("hint: ") || output.status.success(), "{said}");
         (output.status.code().unwrap(), said)
     }
-
-    pub fn killed_restore(&self, to: &str, after: Duration) {
-        let mut command = self.restoring(&self.path("store"), to, &self.sheet(), &[]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(after);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    pub fn refused_start(&self, data: &str) -> (i32, String) {
-        let output = self.bibd().arg("--data-dir").arg(self.path(data)).arg("run").output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
 }
 
 impl Drop for Place {
@@ -219,9 +206,12 @@ impl Node {
         status.get_details_error_info().map(|info| info.reason).unwrap_or_else(|| format!("{status:?}"))
     }
 
-    /// Asks for a backup and goes away.
-    pub async fn abandon_backup(&self, after: Duration) {
-        assert!(tokio::time::timeout(after, self.try_backup()).await.is_err(), "done before {after:?}");
+    /// Asks for a backup and goes away after so many answers.
+    pub async fn abandon_backup(&self, answers: usize) {
+        let backup = self.admin().await.create_backup(pb::CreateBackupRequest {}).await.unwrap().into_inner();
+        let seen: Vec<_> = backup.take(answers).collect().await;
+        let is_unfinished = |answer: &Result<pb::CreateBackupResponse, Status>| answer.as_ref().unwrap().backup.is_none();
+        assert!(seen.iter().all(is_unfinished), "done too soon: {seen:?}");
     }
 
     pub async fn backups(&self) -> Vec<pb::Backup> {

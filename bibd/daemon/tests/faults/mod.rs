@@ -259,6 +259,12 @@ impl Node {
         self.child.wait().unwrap()
     }
 
+    /// Waits until it ends by itself; says how.
+    pub async fn ended(&mut self) -> ExitStatus {
+        wait_for("the end of the daemon", START_DEADLINE, async || self.child.try_wait().unwrap().is_some()).await;
+        self.child.wait().unwrap()
+    }
+
     /// A connection over the socket.
     pub async fn channel(&self) -> Channel {
         channel(&self.ready().socket).await
