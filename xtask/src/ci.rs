@@ -10,7 +10,9 @@ use crate::process::{capture, cargo, root, run};
 use crate::{machine, postgres, soak, test, tidy};
 
 /// Enough to meet each kind of kill once.
-const SOAK_ROUNDS: u64 = 7;
+const SOAK_ROUNDS: u64 = 6;
+/// Deaths at steps of each work that has named ones.
+const SOAK_DEATHS: u64 = 3;
 /// The same kills every time: CI looks for what changed.
 const SOAK_SEED: u64 = 1;
 
@@ -44,7 +46,7 @@ pub fn run_all() -> anyhow::Result<()> {
     })?;
     let summary = steps.step("tests", || test::run_all(&[]))?;
     // The tests have built the programs; another selection of packages would build their dependencies again.
-    steps.step("soak", || soak::run(Programs::built(Profile::Dev)?, SOAK_ROUNDS, SOAK_SEED, false))?;
+    steps.step("soak", || soak::run(Programs::built(Profile::Dev)?, SOAK_ROUNDS, SOAK_DEATHS, SOAK_SEED, false))?;
     steps.print();
     println!("{}", summary.unwrap_or_default());
     Ok(())

@@ -5,7 +5,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -16,6 +16,8 @@ use crate::process::{capture, cargo, run, shown};
 
 /// How long a start may take, `initdb` and recovery included.
 const START_DEADLINE: Duration = Duration::from_secs(120);
+/// The variable that names the step after which `bibd` kills itself.
+pub const DIE_AT: &str = "BIBD_DIE_AT";
 /// How long a clean stop may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(90);
 
@@ -109,6 +111,7 @@ pub struct Ready {
 pub struct Node {
     programs: Programs,
     home: PathBuf,
+    die_at: Option<String>,
     child: Option<Child>,
     ready: Option<Ready>,
 }
@@ -117,7 +120,7 @@ impl Node {
     /// A node that lives in `home`; nothing is started.
     #[must_use]
     pub fn new(programs: Programs, home: &Path) -> Self {
-        Self { programs, home: home.to_owned(), child: None, ready: None }
+        Self { programs, home: home.to_owned(), die_at: None, child: None, ready: None }
     }
 
     /// The data directory.
@@ -143,14 +146,27 @@ impl Node {
     /// The command that starts the daemon.
     #[must_use]
     pub fn daemon(&self) -> Command {
-        let mut command = Command::new(&self.programs.bibd);
-        command.arg("run");
+        let mut command = self.bibd(["run"]);
+        command.envs(self.die_at.as_ref().map(|point| (DIE_AT, point)));
         command.args(["--data-dir".as_ref(), self.data().as_os_str()]);
         command.args(["--config-dir".as_ref(), self.home.join("config").as_os_str()]);
         command.args(["--ready-file".as_ref(), self.ready_file().as_os_str()]);
         command.args(["--listen", "127.0.0.1:0"]);
+        command
+    }
+
+    /// `bibd` with these arguments.
+    #[must_use]
+    pub fn bibd<I: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
+        let mut command = Command::new(&self.programs.bibd);
+        command.args(arguments).stdin(Stdio::null());
         self.private(&mut command);
         command
+    }
+
+    /// The daemon that is started next dies after this step.
+    pub fn die_at(&mut self, point: Option<&str>) {
+        self.die_at = point.map(str::to_owned);
     }
 
     /// `bib` with these arguments, speaking to this node over its socket.
@@ -274,6 +290,23 @@ impl Node {
             child.wait().context("wait for the daemon")?;
         }
         Ok(())
+    }
+
+    /// Waits for a daemon that ends by itself, and says how it did.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub fn wait_ended(&mut self) -> anyhow::Result<ExitStatus> {
+        let child = self.child.as_mut().context("the node was not started")?;
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait().context("wait for the daemon")? {
+                self.child = None;
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("bibd goes on\n{}", self.end_of_log())
     }
 
     /// Kills PostgreSQL's first process with signal 9. Returns whether there was one.

@@ -3,7 +3,7 @@
 //! A round changes a folder and publishes it; while that runs, or while a daemon starts, something is killed. The moments
 //! are spread evenly over the measured duration of a publish or a start, shuffled by the seed, so that many rounds meet
 //! every step. After each round: everything acknowledged is there, the audit log verifies, the publish run again sends only
-//! the rest, and what is downloaded is the folder bit for bit.
+//! the rest, and what is downloaded is the folder bit for bit. Beside that, deaths at named steps: see `steps`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +19,8 @@ use crate::node::{Node, Profile, Programs, passable_directory};
 use crate::postgres;
 use crate::process::{capture, root};
 use crate::random::{Random, write_file};
+
+mod steps;
 
 /// The dataset that every round publishes into.
 const DATASET: &str = "soak/data";
@@ -38,18 +40,16 @@ enum Kill {
     BothInPublish,
     DaemonInStart,
     PostgresInStart,
-    DaemonInRotation,
     PostgresInRotation,
 }
 
 impl Kill {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::DaemonInPublish,
         Self::PostgresInPublish,
         Self::DaemonInStart,
         Self::BothInPublish,
         Self::PostgresInStart,
-        Self::DaemonInRotation,
         Self::PostgresInRotation,
     ];
 
@@ -60,17 +60,12 @@ impl Kill {
             Self::BothInPublish => "both, during a publish",
             Self::DaemonInStart => "the daemon, during its start",
             Self::PostgresInStart => "PostgreSQL, during the daemon's start",
-            Self::DaemonInRotation => "the daemon, during a rotation of passwords",
             Self::PostgresInRotation => "PostgreSQL, during a rotation of passwords",
         }
     }
 
     const fn is_in_start(self) -> bool {
         matches!(self, Self::DaemonInStart | Self::PostgresInStart)
-    }
-
-    const fn is_in_rotation(self) -> bool {
-        matches!(self, Self::DaemonInRotation | Self::PostgresInRotation)
     }
 }
 
@@ -84,25 +79,28 @@ pub struct Outcome {
     interrupted: u64,
     chunks_sent_again: u64,
     failures: Vec<String>,
+    /// The deaths at named steps.
+    steps: steps::Outcome,
 }
 
-/// Builds the programs and runs the rounds; `write` puts the outcome into `docs/soak.md`.
+/// Builds the programs and runs so many rounds, and so many deaths in each work that has named steps; `write` puts the outcome into `docs/soak.md`.
 ///
 /// # Errors
 /// As [`run`], and when the programs do not build.
 pub fn run_built(rounds: u64, seed: u64, write: bool) -> anyhow::Result<()> {
     postgres::ensure()?;
-    run(Programs::build(Profile::Dev)?, rounds, seed, write)
+    run(Programs::build(Profile::Dev)?, rounds, rounds, seed, write)
 }
 
-/// Runs the rounds with these programs.
+/// Runs the rounds and the deaths with these programs.
 ///
 /// # Errors
 /// When the node cannot be had, or when anything that was promised did not hold.
-pub fn run(programs: Programs, rounds: u64, seed: u64, write: bool) -> anyhow::Result<()> {
+pub fn run(programs: Programs, rounds: u64, deaths: u64, seed: u64, write: bool) -> anyhow::Result<()> {
+    let steps = steps::run(&programs, deaths, seed)?;
     let directory = passable_directory(None)?;
     let mut soak = Soak::begin(Node::new(programs, directory.path()), directory.path(), seed)?;
-    let mut outcome = Outcome::default();
+    let mut outcome = Outcome { failures: steps.failures.clone(), steps, ..Outcome::default() };
     let mut order: Vec<u64> = (0..rounds).collect();
     for at in (1..order.len()).rev() {
         order.swap(at, usize::try_from(soak.random.below(at as u64 + 1))?);
@@ -133,7 +131,7 @@ pub fn run(programs: Programs, rounds: u64, seed: u64, write: bool) -> anyhow::R
     }
     if !outcome.failures.is_empty() {
         let _path = directory.keep();
-        bail!("{} of {rounds} rounds failed; the node's directory was kept", outcome.failures.len());
+        bail!("{} rounds failed; the node's directory was kept", outcome.failures.len());
     }
     println!("{rounds} rounds, seed {seed}: nothing acknowledged was lost");
     Ok(())
@@ -207,8 +205,8 @@ impl Soak {
         let before = self.stored_chunks()?;
         if kill.is_in_start() {
             self.kill_in_start(kill, fraction)?;
-        } else if kill.is_in_rotation() {
-            self.kill_in_rotation(kill, fraction)?;
+        } else if kill == Kill::PostgresInRotation {
+            self.kill_in_rotation(fraction)?;
         } else if self.kill_in_publish(kill, fraction)? {
             outcome.acknowledged_in_time += 1;
         } else {
@@ -249,17 +247,13 @@ impl Soak {
         Ok(true)
     }
 
-    /// Kills while all passwords of the database change; afterwards one login of each pair must be open.
-    fn kill_in_rotation(&mut self, kill: Kill, fraction: f64) -> anyhow::Result<()> {
+    /// Kills PostgreSQL while all passwords of the database change; afterwards one login of each pair must be open.
+    fn kill_in_rotation(&mut self, fraction: f64) -> anyhow::Result<()> {
         let mut rotate = self.node.bib(["admin", "db", "rotate", "-o", "json"]);
         rotate.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null());
         let child = rotate.spawn().context("start bib")?;
         std::thread::sleep(self.rotation_takes.mul_f64(fraction));
-        if kill == Kill::DaemonInRotation {
-            self.node.kill()?;
-        } else {
-            self.node.kill_postgres()?;
-        }
+        self.node.kill_postgres()?;
         wait_for_json(child)?;
         self.ensure_running()?;
         let deadline = Instant::now() + RECOVERY_DEADLINE;
@@ -447,6 +441,7 @@ impl Outcome {
         for failure in &self.failures {
             page.push_str(&format!("  - {}\n", failure.lines().next().unwrap_or_default()));
         }
+        page.push_str(&self.steps.page());
         page
     }
 }
@@ -464,7 +459,7 @@ mod tests {
         };
         let page = outcome.page("abc", 2, 7);
         assert!(page.contains("| the daemon, during a publish | 2 |"), "{page}");
-        assert!(page.ends_with("- failures: 1\n  - round 1: lost\n"), "{page}");
+        assert!(page.contains("- failures: 1\n  - round 1: lost\n\n"), "{page}");
     }
 
     #[test]

@@ -20,13 +20,18 @@ use crate::file;
 use crate::process::ProcessPostgres;
 use crate::provisioner::ManagedPostgres as _;
 use crate::record::Record;
-use crate::role::Login;
+use crate::role::{ADMIN, Login};
+use crate::scram;
+use crate::secrets::DbSecrets;
 use crate::settings::PORT;
 use crate::tool;
 use crate::version::Version;
 
 const TOOL: &str = "pg_basebackup";
 const VERIFY: &str = "pg_verifybackup";
+const SINGLE: &str = "postgres";
+/// One statement on a cluster that was shut down well.
+const SINGLE_DEADLINE: Duration = Duration::from_secs(60);
 /// Reading every file of a large database once.
 const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 60 * 60);
 /// Tells the server that it is being restored.
@@ -176,6 +181,38 @@ impl ProcessPostgres {
         std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
         file::sync_dir(&layout.home)?;
         Record::ready(tools.version.major, found).write(&layout.provisioner)
+    }
+}
+
+impl ProcessPostgres {
+    /// Gives the superuser of a stopped cluster a new password, past every login: recovery may have led beyond a rotation
+    /// whose passwords the backup does not know. `now_s` is in seconds since 1970. The other logins get theirs by
+    /// [`Database::rotate`](crate::Database::rotate) as soon as the server runs.
+    ///
+    /// # Errors
+    /// [`Error::Tool`], [`Error::SecretsMissing`], [`Error::SecretStore`].
+    pub async fn reset_superuser(&self, now_s: i64) -> Result<(), Error> {
+        let tools = self.tools().await?;
+        let mut secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+        secrets.plan_admin(&self.random, now_s);
+        secrets.promote_admin();
+        let verifier = scram::verifier(secrets.admin(), &self.random);
+        secrets.write(self.secrets.as_ref())?;
+        let statement = zeroize::Zeroizing::new(format!("ALTER ROLE {ADMIN} PASSWORD '{}';\n", verifier.expose_secret()));
+        let data = self.layout().data.display().to_string();
+        let mut arguments = vec!["--single", "-D", &data];
+        // The verifier is nobody's business: not in a log, and not in what a failure says.
+        for setting in [
+            "logging_collector=off",
+            "log_statement=none",
+            "log_min_duration_statement=-1",
+            "log_min_error_statement=panic",
+        ] {
+            arguments.extend(["-c", setting]);
+        }
+        arguments.push("postgres");
+        let (bin_dir, account, input) = (&tools.bin_dir, tools.account, statement.as_bytes());
+        tool::run_with_input(bin_dir, SINGLE, account, arguments, input, SINGLE_DEADLINE).await.map(drop)
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::account::Account;
@@ -48,10 +49,33 @@ pub(crate) async fn run<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
     deadline: Duration,
 ) -> Result<String, Error> {
+    run_with_input(bin_dir, tool, account, arguments, b"", deadline).await
+}
+
+/// The same with something on its standard input: where secrets may be.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn run_with_input<S: AsRef<OsStr>>(
+    bin_dir: &Path,
+    tool: &'static str,
+    account: Account,
+    arguments: impl IntoIterator<Item = S>,
+    input: &[u8],
+    deadline: Duration,
+) -> Result<String, Error> {
     let program: PathBuf = bin_dir.join(tool);
     let mut command = command(&program, account);
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let output = tokio::time::timeout(deadline, command.output())
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let answered = async {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that ends without reading says why in its status and its output.
+            let _ = stdin.write_all(input).await;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(deadline, answered)
         .await
         .map_err(|_| Error::Deadline { what: tool, deadline })?
         .map_err(Error::io("run", &program))?;

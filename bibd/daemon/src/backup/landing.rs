@@ -10,6 +10,7 @@ use bib_identity::NodeKey;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::CheckpointFile;
 use bibd_catalog::{Db, audit, chunks, datasets, topics, users};
+use bibd_postgres::rotation::Which;
 use bibd_postgres::wal::Feed;
 use bibd_postgres::{Database, Failpoints, ManagedPostgres as _, ProcessPostgres, Recovery, Stop, Target, Wal};
 
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::foundation::{self, SuperuserUses};
 use crate::secrets::Secrets;
 use crate::services::audit::judge;
+use crate::services::recovery;
 
 /// How long recovery may take: it reads all the log since the backup.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -43,8 +45,10 @@ pub struct Landing<'a> {
     pub directory: &'a Path,
     /// Sizes, user and programs of PostgreSQL.
     pub config: &'a Config,
-    /// For passwords that are never used.
+    /// For new passwords of the database.
     pub entropy: &'a Entropy,
+    /// Their date, in seconds since 1970.
+    pub now_s: i64,
     /// Where a test ends the process.
     pub failpoints: &'a Failpoints,
 }
@@ -97,7 +101,7 @@ impl Landing<'_> {
         let runtime = sockets()?;
         let feed_directory = chain.map(|_| runtime.path().join("feed"));
         let recover = |target| Wal::Recover(Recovery { target, feed: feed_directory.clone() });
-        let secrets = Arc::new(Secrets::new(&self.directory.join("secrets"), Arc::new(key), Vec::new()));
+        let secrets = Arc::new(self.secrets(key)?);
         let server = |wal| {
             let mut settings = foundation::postgres_settings_at(self.config, self.directory, runtime.path());
             settings.wal = wal;
@@ -127,6 +131,11 @@ impl Landing<'_> {
             Err(error) => return Err(error),
         }
         self.failpoints.hit("restore.recovered");
+        postgres.stop(Stop::Clean).await?;
+        // What the backup knows are the passwords of its own time, and the log may go past a rotation.
+        postgres.reset_superuser(self.now_s).await?;
+        let postgres = server(Wal::Recycle);
+        self.start(&postgres, None).await?;
         let examined = self.examine(&postgres, &secrets).await;
         let stopped = postgres.stop(Stop::Clean).await;
         let examined = examined?;
@@ -161,6 +170,16 @@ impl Landing<'_> {
         .await
     }
 
+    /// The unpacked secrets; what is written is sealed to the recovery key too, as the node did.
+    fn secrets(&self, key: NodeKey) -> Result<Secrets, BackupError> {
+        let secrets = Secrets::new(&self.directory.join("secrets"), Arc::new(key), Vec::new());
+        let sealed = |source| BackupError::Sealed { object: "secrets/recovery.age".to_owned(), source };
+        if let Some(public) = recovery::find(&secrets).map_err(sealed)? {
+            secrets.set_recovery(vec![public.recipient().map_err(sealed)?]);
+        }
+        Ok(secrets)
+    }
+
     async fn unpack_base(&self, into: &Path) -> Result<(), BackupError> {
         let (store, opener, key) = (self.store.clone(), self.opener.clone(), base_key(&self.manifest.id));
         let into: PathBuf = into.to_owned();
@@ -191,6 +210,7 @@ impl Landing<'_> {
         let random = foundation::randomness(self.entropy);
         let uses = Arc::new(SuperuserUses::default());
         let database = Database::new(postgres.clone(), secrets.clone(), uses, random);
+        database.rotate(&Which::all(), self.now_s, |_| std::future::ready(())).await?;
         let db =
             foundation::open_pools(self.config, &database).map_err(|error| BackupError::Examine(Box::new(error)))?;
         let examined = self.look(&db).await;

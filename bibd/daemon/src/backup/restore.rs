@@ -59,6 +59,8 @@ pub struct Restore {
     pub is_root: bool,
     /// For what needs randomness.
     pub entropy: Entropy,
+    /// The time, in seconds since 1970.
+    pub now_s: i64,
     /// Where a test ends the process.
     pub failpoints: Failpoints,
 }
@@ -130,6 +132,7 @@ impl Restore {
             directory: &self.to,
             config: &self.config,
             entropy: &self.entropy,
+            now_s: self.now_s,
             failpoints: &self.failpoints,
         };
         let examined = Box::pin(landing.run(target, chain.as_ref(), false)).await?;

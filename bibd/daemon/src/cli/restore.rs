@@ -8,7 +8,7 @@ use bibd_postgres::Failpoints;
 
 use super::{Failure, Output};
 use crate::backup::restore::{Choice, Restore, Restored};
-use crate::clock::Entropy;
+use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::config::Config;
 use crate::config::places::Home;
 use crate::data_dir;
@@ -58,6 +58,7 @@ impl Args {
             config,
             is_root: home.is_root,
             entropy: Entropy::from_system(),
+            now_s: SystemClock.now().as_seconds(),
             failpoints,
         };
         let restored = Box::pin(restore.run()).await?;

@@ -356,6 +356,7 @@ impl BackupUseCases {
             directory: scratch.path(),
             config: self.foundation.config(),
             entropy: self.foundation.entropy(),
+            now_s: self.base.now().as_seconds(),
             failpoints: &self.foundation.failpoints,
         };
         Box::pin(landing.run(Target::Consistent, None, true)).await

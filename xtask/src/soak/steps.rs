@@ -1,0 +1,217 @@
+//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a rotation, a backup or a restore
+//! (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within ten seconds one
+//! valid state is found, and the same work is done to its end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::node::{DIE_AT, Node, Programs, passable_directory};
+use crate::process::capture;
+use crate::random::Random;
+
+/// The works and their steps, as the daemon names them (`bibd/daemon/src/failpoint.rs`).
+const WORKS: [(&str, &[&str]); 3] = [
+    ("rotate", &["intent", "opened", "stored", "moved", "closed"]),
+    ("backup", &["begun", "streamed", "manifest"]),
+    ("restore", &["claimed", "unpacked", "recovered", "examined", "settled"]),
+];
+/// How long a node may take from its start until it writes again.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(10);
+const KILLED: Option<i32> = Some(9);
+
+/// What a run found.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Deaths by step.
+    deaths: BTreeMap<String, u64>,
+    /// The longest recovery.
+    slowest: Duration,
+    pub(super) failures: Vec<String>,
+}
+
+/// So many deaths in each work, at steps that follow one another from one that the seed chooses.
+///
+/// # Errors
+/// When the node cannot be had. What did not hold is in the outcome.
+pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result<Outcome> {
+    let directory = passable_directory(None)?;
+    let mut steps = Steps::begin(Node::new(programs.clone(), directory.path()), directory.path())?;
+    let (mut outcome, mut random) = (Outcome::default(), Random::of(seed));
+    for (work, names) in WORKS {
+        let first = random.below(names.len() as u64);
+        for round in 0..rounds {
+            let step = names[usize::try_from((first + round) % names.len() as u64)?];
+            let point = format!("{work}.{step}");
+            *outcome.deaths.entry(point.clone()).or_default() += 1;
+            let began = Instant::now();
+            let found = match work {
+                "rotate" => steps.rotation(&point),
+                "backup" => steps.backup(&point),
+                _ => steps.restore(&point),
+            };
+            let took = began.elapsed().as_secs_f64();
+            match found {
+                Ok(()) => println!("death at {point}: one valid state; the round took {took:.1} s"),
+                Err(error) => {
+                    println!("death at {point}: FAILED: {error:#}\n{}", steps.node.end_of_log());
+                    outcome.failures.push(format!("death at {point}: {error:#}"));
+                    steps.node.die_at(None);
+                    steps.node.kill()?;
+                    steps.node.start().context("after a failed round the node does not start")?;
+                }
+            }
+        }
+    }
+    outcome.slowest = steps.slowest;
+    steps.node.stop()?;
+    Ok(outcome)
+}
+
+struct Steps {
+    node: Node,
+    home: PathBuf,
+    /// Topics that were acknowledged.
+    topics: u64,
+    /// The newest backup, and the topics at the time.
+    newest: (String, u64),
+    slowest: Duration,
+}
+
+impl Steps {
+    /// A node with a store, a recovery sheet and a backup.
+    fn begin(mut node: Node, home: &Path) -> anyhow::Result<Self> {
+        let config = home.join("config");
+        fs::create_dir_all(&config).context("make the configuration's directory")?;
+        let text = format!("backup:\n  store: {}\n  archive_timeout: 1s\n", home.join("store").display());
+        fs::write(config.join("config.yaml"), text).context("write the configuration")?;
+        node.start()?;
+        node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;
+        let mut steps =
+            Self { node, home: home.to_owned(), topics: 0, newest: Default::default(), slowest: Duration::ZERO };
+        steps.make_topic()?;
+        steps.make_backup()?;
+        Ok(steps)
+    }
+
+    fn make_topic(&mut self) -> anyhow::Result<()> {
+        self.node.ask(&["topic", "create", &format!("t{}", self.topics)])?;
+        self.topics += 1;
+        Ok(())
+    }
+
+    fn make_backup(&mut self) -> anyhow::Result<()> {
+        let made = self.node.ask(&["admin", "backup", "create"])?;
+        let id = made["backup"].as_str().context("a backup has no name")?;
+        self.newest = (id.to_owned(), self.topics);
+        Ok(())
+    }
+
+    /// The daemon dies at `point` of what `arguments` ask for, and is started again.
+    fn die(&mut self, point: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        self.node.stop()?;
+        self.node.die_at(Some(point));
+        self.node.start()?;
+        let mut asked = self.node.bib(arguments);
+        asked.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(!asked.status().context("run bib")?.success(), "`bib` says that it was done");
+        ensure!(self.node.wait_ended()?.signal() == KILLED, "the daemon did not die at {point}");
+        self.node.die_at(None);
+        let began = Instant::now();
+        self.node.start()?;
+        self.make_topic()?;
+        let took = began.elapsed();
+        self.slowest = self.slowest.max(took);
+        ensure!(took <= RECOVERY_DEADLINE, "well again only after {:.1} s", took.as_secs_f64());
+        Ok(())
+    }
+
+    /// One login of each pair is open, which the checklist counts, and the next rotation goes through.
+    fn rotation(&mut self, point: &str) -> anyhow::Result<()> {
+        self.die(point, &["admin", "db", "rotate"])?;
+        self.node.ask(&["admin", "db", "audit"])?;
+        let done = self.node.ask(&["admin", "db", "rotate"])?;
+        ensure!(done["roles"].as_array().is_some_and(|roles| roles.len() == 10), "a rotation did less: {done}");
+        self.node.ask(&["admin", "db", "audit"])?;
+        self.check_log()
+    }
+
+    /// A backup is there whole or not at all, and the next one sweeps away what the other left.
+    fn backup(&mut self, point: &str) -> anyhow::Result<()> {
+        let before = self.complete()?.len();
+        self.die(point, &["admin", "backup", "create"])?;
+        let after = self.complete()?;
+        let expected = before + usize::from(point == "backup.manifest");
+        ensure!(after.len() == expected, "{} backups are complete, not {expected}", after.len());
+        self.make_backup()?;
+        let listed = self.node.ask(&["admin", "backup", "list"])?;
+        let listed = listed.as_array().context("`backup list` is no list")?;
+        ensure!(listed.len() == expected + 1, "what was cut off is still there: {listed:?}");
+        let verdict = self.node.ask(&["admin", "backup", "verify", &self.newest.0])?;
+        ensure!(verdict["verdict"] == "OK" && verdict["topics"] == self.topics, "the backup holds {verdict}");
+        for id in after {
+            self.node.ask(&["admin", "backup", "delete", &id, "--yes"])?;
+        }
+        self.check_log()
+    }
+
+    /// No daemon starts on what the restore left, and the same restore again makes the node.
+    fn restore(&mut self, point: &str) -> anyhow::Result<()> {
+        let back = self.home.join("back");
+        let mut dying = self.restoring(&back);
+        dying.env(DIE_AT, point).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(dying.status().context("run bibd")?.signal() == KILLED, "the restore did not die at {point}");
+        let mut refused = self.node.bibd(["--data-dir".as_ref(), back.as_os_str(), "run".as_ref()]);
+        let said = refused.output().context("run bibd")?;
+        ensure!(String::from_utf8_lossy(&said.stderr).contains("BIB0407"), "a daemon started on it: {said:?}");
+        let restored: Value = serde_json::from_str(&capture(&mut self.restoring(&back))?).context("read the answer")?;
+        let is_exact = restored["verdict"] == "OK" && restored["rows"]["topics"] == self.newest.1;
+        ensure!(is_exact && restored["epoch"].as_u64() > restored["from_epoch"].as_u64(), "restored: {restored}");
+        ensure!(!back.join("RESTORING").exists(), "the mark is still there");
+        fs::remove_dir_all(&back).context("remove what was restored")
+    }
+
+    fn restoring(&self, back: &Path) -> std::process::Command {
+        let (store, sheet) = (self.home.join("store"), self.home.join("sheet"));
+        let mut command = self.node.bibd(["restore", "--output", "json", "--backup", &self.newest.0]);
+        command.arg("--from").arg(store).arg("--to").arg(back).arg("--identity").arg(sheet);
+        command
+    }
+
+    /// Names of the backups that are offered.
+    fn complete(&self) -> anyhow::Result<Vec<String>> {
+        let listed = self.node.ask(&["admin", "backup", "list"])?;
+        let rows = listed.as_array().context("`backup list` is no list")?.iter();
+        let complete = rows.filter(|row| row["state"] == "complete");
+        complete.map(|row| Ok(row["backup"].as_str().context("a backup has no name")?.to_owned())).collect()
+    }
+
+    fn check_log(&self) -> anyhow::Result<()> {
+        let verdict = self.node.ask(&["admin", "audit", "verify"])?;
+        ensure!(verdict["verdict"] == "OK", "the audit log: {verdict}");
+        Ok(())
+    }
+}
+
+impl Outcome {
+    /// The part of `docs/soak.md`.
+    pub(super) fn page(&self) -> String {
+        let mut page = String::from(
+            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a rotation, a backup or a\n\
+             restore. Started again it must write again within ten seconds and be in one valid state: one open login of each\n\
+             pair, a backup that is whole or not offered, a target on which no daemon starts until the same restore was\n\
+             finished.\n\n| died after | times |\n|---|---|\n",
+        );
+        for (point, count) in &self.deaths {
+            page.push_str(&format!("| `{point}` | {count} |\n"));
+        }
+        page.push_str(&format!("\n- the longest recovery: {:.1} s\n", self.slowest.as_secs_f64()));
+        page
+    }
+}
