@@ -177,6 +177,7 @@ pub(crate) fn postgres_settings(config: &Config, places: &Places) -> Settings {
         settings.wal = Wal::Archive {
             timeout_s: u32::try_from(backup.archive_timeout.0.as_secs()).unwrap_or(60),
             max_files: u32::try_from(backup.spool_bytes.0 / SEGMENT_BYTES).unwrap_or(u32::MAX).max(1),
+            reserve_kb: config.limits.min_free_bytes.0 >> 10,
         };
     }
     settings

@@ -234,7 +234,9 @@ mod tests {
     fn only_the_mover_replaces() {
         let retired = Retired::default();
         retired.up_to(Instant::now() + INEXACT);
-        assert!(!retired.is_replaced(Duration::ZERO) && REPLACING.sync_scope((), || retired.is_replaced(Duration::ZERO)));
+        assert!(
+            !retired.is_replaced(Duration::ZERO) && REPLACING.sync_scope((), || retired.is_replaced(Duration::ZERO))
+        );
     }
 
     #[test]

@@ -42,7 +42,11 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     let (backup, early) = tokio::join!(node.make_backup(), write_topics(&node, "during", 40));
     assert!(backup.state == "complete" && backup.recipients.len() == 2, "{backup:?}");
     let mut moments: Vec<Moment> = early.into_iter().filter(|(time, _)| time.to_string() > backup.finished).collect();
-    moments.extend(write_topics(&node, "after", 60).await);
+    moments.extend(write_topics(&node, "after", 30).await);
+    // The backup has other passwords than the moments from here on, the superuser's too.
+    node.rotate().await;
+    let rotated = moments.len();
+    moments.extend(write_topics(&node, "later", 30).await);
     let (last, total) = *moments.last().unwrap();
     wait_for("the log is in the store", Duration::from_secs(30), async || {
         // A later write closes the segment that the last moment is in.
@@ -58,8 +62,9 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     std::fs::remove_dir_all(place.path("data")).unwrap();
 
     let mut random = rand::rngs::StdRng::seed_from_u64(20_261_121);
-    for round in 0..3 {
-        let (time, topics) = moments[random.gen_range(0..moments.len())];
+    for round in 0..5 {
+        // The first of them past the rotation.
+        let (time, topics) = moments[random.gen_range(if round == 0 { rotated } else { 0 }..moments.len())];
         let restored = place.restore(&format!("round{round}"), &["--time", &time.to_string()]);
         assert_eq!(restored["rows"]["topics"], topics, "at {time}: {restored}");
         assert_eq!((&restored["verdict"], &restored["epoch"]), (&"OK".into(), &(round + 2).into()), "{restored}");
@@ -70,15 +75,50 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     assert_eq!(newest["rows"]["topics"], total, "{newest}");
 
     let again = Node::start(&place, "newest").await;
-    assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 5, total));
+    assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 7, total));
     assert_eq!(again.audit_verdict().await, "OK");
     assert_eq!((again.entries("node.restore").await, again.entries("audit.epoch").await), (1, 1));
     let second = again.make_backup().await;
-    assert_eq!((second.epoch, second.timeline), (5, 2), "{second:?}");
+    assert_eq!((second.epoch, second.timeline), (7, 2), "{second:?}");
     again.delete_backup(&backup.id).await;
     let left: Vec<String> = again.backups().await.into_iter().map(|backup| backup.id).collect();
     assert_eq!(left, [second.id]);
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_are_made_verified_and_deleted_without_anybody() {
+    let Some(place) = Place::new().await else { return };
+    let node = Node::start_with(&place, "data", "keep: 1").await;
+    let health = || node.daemon.foundation().health.condition("backup");
+    wait_for(
+        "health asks for a key",
+        Duration::from_secs(30),
+        async || matches!(health(), Some(Condition::Degraded(sentence)) if sentence.contains("no recovery key")),
+    )
+    .await;
+    assert!(node.backups().await.is_empty());
+    node.export_recovery(&place.sheet()).await;
+    let is_verified = |backups: &[pb::Backup]| matches!(backups, [one] if !one.verified.is_empty());
+    wait_for("a first backup", Duration::from_secs(120), async || is_verified(&node.backups().await)).await;
+    let first = node.backups().await.remove(0);
+    assert_eq!(health(), Some(Condition::Serving));
+
+    wait_for("a second one", Duration::from_secs(60), async || node.can_make_backup().await).await;
+    wait_for("the first goes", Duration::from_secs(60), async || {
+        let left = node.backups().await;
+        is_verified(&left) && left[0].id != first.id
+    })
+    .await;
+    let acts = ["backup.create", "backup.verify", "backup.delete"];
+    let mut counts = Vec::new();
+    for act in acts {
+        counts.push(node.entries(act).await);
+    }
+    // Each with its intent but the verification, which changes nothing.
+    assert_eq!(counts, [4, 2, 2]);
+    node.stop().await;
+    assert_eq!(place.restore("back", &[])["verdict"], "OK");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ const KILLED: Option<i32> = Some(9);
 fn configured() -> Place {
     let place = Place::new();
     let store = place.dir.join("store");
-    place.configure(&format!("backup:\n  store: {}\n  archive_timeout: 1s\n", store.display()));
+    place.configure(&format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", store.display()));
     place
 }
 

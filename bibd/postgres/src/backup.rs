@@ -198,7 +198,8 @@ impl ProcessPostgres {
         secrets.promote_admin();
         let verifier = scram::verifier(secrets.admin(), &self.random);
         secrets.write(self.secrets.as_ref())?;
-        let statement = zeroize::Zeroizing::new(format!("ALTER ROLE {ADMIN} PASSWORD '{}';\n", verifier.expose_secret()));
+        let statement =
+            zeroize::Zeroizing::new(format!("ALTER ROLE {ADMIN} PASSWORD '{}';\n", verifier.expose_secret()));
         let data = self.layout().data.display().to_string();
         let mut arguments = vec!["--single", "-D", &data];
         // The verifier is nobody's business: not in a log, and not in what a failure says.

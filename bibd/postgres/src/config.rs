@@ -133,8 +133,8 @@ fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Ve
     // Always on, so that archiving begins and ends without a restart; without an archive the command keeps nothing.
     set("archive_mode", "on");
     match wal {
-        Wal::Archive { timeout_s, max_files } => {
-            set("archive_command", &archive_command(&layout.spool, *max_files));
+        Wal::Archive { timeout_s, max_files, reserve_kb } => {
+            set("archive_command", &archive_command(&layout.spool, *max_files, *reserve_kb));
             set("archive_timeout", &milliseconds(timeout_s.saturating_mul(1000)));
         }
         Wal::Recycle | Wal::Recover(_) => {

@@ -56,6 +56,8 @@ pub enum Wal {
         timeout_s: u32,
         /// Files that the spool may hold; then the server keeps its log until there is room.
         max_files: u32,
+        /// What is left free on its disk, KiB.
+        reserve_kb: u64,
     },
     /// It is read back: the server is being restored.
     Recover(Recovery),

@@ -25,14 +25,30 @@ fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''").replace('%', "%%"))
 }
 
+/// The longest command that every version of the server runs whole, names filled in.
+#[cfg(test)]
+const MAX_COMMAND_BYTES: usize = 1023;
+
 /// Copies a segment into the spool: under another name, synced, renamed, synced. A file that is there already must be
-/// the same. A full spool is a failure, and the server tries again.
-pub(crate) fn archive_command(spool: &Path, max_files: u32) -> String {
+/// the same. A full spool is a failure, and the server tries again; so is a disk with less than `reserve_kb` free, except
+/// for an empty spool: one segment at a time must always get out, or the log could never shrink again. A copy that fails
+/// leaves nothing.
+pub(crate) fn archive_command(spool: &Path, max_files: u32, reserve_kb: u64) -> String {
     format!(
-        "s={spool}; if [ -e \"$s/%f\" ]; then cmp -s \"%p\" \"$s/%f\"; exit; fi; [ $(ls \"$s\" | wc -l) -lt {max_files} ] \
-         && cp -p \"%p\" \"$s/.%f\" && sync \"$s/.%f\" && mv \"$s/.%f\" \"$s/%f\" && sync \"$s\"",
+        "s={spool}; if [ -e \"$s/%f\" ]; then cmp -s \"%p\" \"$s/%f\"; exit; fi; n=$(ls \"$s\" | wc -l); \
+         [ $n -lt {max_files} ] || exit 1; [ $n -eq 0 ] || {{ set -- $(df -Pk \"$s\" | tail -n 1); [ $4 -ge {reserve_kb} ]; }} \
+         || exit 1; cp -p \"%p\" \"$s/.%f\" && sync \"$s/.%f\" && mv \"$s/.%f\" \"$s/%f\" && sync \"$s\" \
+         || {{ rm -f \"$s/.%f\"; exit 1; }}",
         spool = quoted(spool)
     )
+}
+
+/// Finished segments that the server could not archive yet: they stay in its own directory.
+#[must_use]
+pub fn waiting(data: &Path) -> usize {
+    // A server that is being made or restored has no such directory, and nothing waits in it.
+    let entries = std::fs::read_dir(data.join("pg_wal/archive_status")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".ready")).count()
 }
 
 /// Asks for a file and waits. Whoever should answer may be gone: then recovery is aborted (a status above 125) and
@@ -213,16 +229,40 @@ mod tests {
         std::fs::create_dir(&spool).unwrap();
         let segment = here.path().join("segment");
         std::fs::write(&segment, "first").unwrap();
-        let run = |name: &str| {
-            let line = archive_command(&spool, 2).replace("%f", name).replace("%p", &segment.display().to_string());
+        let run_with = |name: &str, reserve_kb: u64| {
+            let line = archive_command(&spool, 2, reserve_kb)
+                .replace("%f", name)
+                .replace("%p", &segment.display().to_string());
             let status = std::process::Command::new("/bin/sh").args(["-c", &line.replace("%%", "%")]).status();
             status.unwrap().success()
         };
+        let run = |name: &str| run_with(name, 1);
         assert!(run("000000010000000000000001") && run("000000010000000000000001"));
         std::fs::write(&segment, "second").unwrap();
         assert!(!run("000000010000000000000001"), "another content under the same name");
+        let all_there_is = u64::MAX >> 12;
+        assert!(!run_with("000000010000000000000002", all_there_is), "a disk that is nearly full");
         assert!(run("000000010000000000000002") && !run("000000010000000000000003"), "two files are all it may hold");
         assert_eq!(spooled(&spool).unwrap(), ["000000010000000000000001", "000000010000000000000002"]);
         assert_eq!(std::fs::read_to_string(spool.join("000000010000000000000001")).unwrap(), "first");
+        std::fs::remove_file(spool.join("000000010000000000000001")).unwrap();
+        std::fs::remove_file(spool.join("000000010000000000000002")).unwrap();
+        assert!(
+            run_with("000000010000000000000003", all_there_is),
+            "one at a time gets out of a disk that is nearly full"
+        );
+        std::fs::remove_file(spool.join("000000010000000000000003")).unwrap();
+        std::fs::remove_file(&segment).unwrap();
+        assert!(!run("000000010000000000000004"), "what cannot be read");
+        assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 0, "a copy that failed leaves nothing");
+    }
+
+    #[test]
+    fn the_longest_command_fits() {
+        let longest = Path::new("/").join("d".repeat(200)).join("postgres/spool");
+        let name = "000000010000000000000003.00000028.backup";
+        let command = archive_command(&longest, u32::MAX, u64::MAX).replace("%f", name);
+        let command = command.replace("%p", &format!("pg_wal/{name}"));
+        assert!(command.len() <= MAX_COMMAND_BYTES, "{}", command.len());
     }
 }

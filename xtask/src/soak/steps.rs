@@ -89,7 +89,7 @@ impl Steps {
     fn begin(mut node: Node, home: &Path) -> anyhow::Result<Self> {
         let config = home.join("config");
         fs::create_dir_all(&config).context("make the configuration's directory")?;
-        let text = format!("backup:\n  store: {}\n  archive_timeout: 1s\n", home.join("store").display());
+        let text = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", home.join("store").display());
         fs::write(config.join("config.yaml"), text).context("write the configuration")?;
         node.start()?;
         node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;

@@ -10,11 +10,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::BackupError;
-use super::manifest_key;
 use super::store::Store;
+use super::{manifest_key, verified_key};
 
 /// The format of a manifest.
 pub const MANIFEST_FORMAT: &str = "bib-backup/1";
+/// The format of the word that a backup was verified.
+pub const VERIFIED_FORMAT: &str = "bib-backup-verified/1";
 /// The format of a head.
 pub const HEAD_FORMAT: &str = "bib-backup-wal/1";
 /// The longest first line, bytes.
@@ -96,6 +98,34 @@ pub struct Manifest {
     pub recipients: Vec<String>,
 }
 
+/// That a backup was restored beside the node and looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verified {
+    /// [`VERIFIED_FORMAT`].
+    pub format: String,
+    /// The backup.
+    pub id: String,
+    /// The node.
+    pub node: PeerId,
+    /// When.
+    pub time: Timestamp,
+    /// What the audit log in it was found to be: `OK`, `TAMPERED` or `UNVERIFIED`.
+    pub verdict: String,
+}
+
+impl Verified {
+    /// The word about `id`. One that cannot be read or believed is none: then the backup is looked at again.
+    #[must_use]
+    pub fn load(store: &Store, node: &PeerId, id: &str) -> Option<Self> {
+        let key = verified_key(id);
+        let bytes = read(store, &key).ok()??;
+        let (verified, _): (Self, _) = verify(&bytes, node, &key).ok()?;
+        let is_its = verified.format == VERIFIED_FORMAT && verified.id == id && verified.node == *node;
+        is_its.then_some(verified)
+    }
+}
+
 /// What an archived piece of the log is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,20 +183,26 @@ pub fn verify<'b, T: DeserializeOwned>(
     Ok((document, &rest[end + 1..]))
 }
 
+/// The object of this name, as far as a document may be long; `None` when there is none.
+fn read(store: &Store, key: &str) -> Result<Option<Vec<u8>>, BackupError> {
+    use std::io::Read as _;
+    let Some(file) = store.open(key)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    file.take(MAX_DOCUMENT_BYTES as u64).read_to_end(&mut bytes).map_err(BackupError::io("read", store.root()))?;
+    Ok(Some(bytes))
+}
+
 impl Manifest {
     /// Reads the manifest of `id`.
     ///
     /// # Errors
     /// [`BackupError::NotFound`], and as [`verify`].
     pub fn load(store: &Store, node: &PeerId, id: &str) -> Result<Self, BackupError> {
-        use std::io::Read as _;
         if !is_id(id) {
             return Err(BackupError::NotFound(id.chars().take(80).collect()));
         }
         let key = manifest_key(id);
-        let file = store.open(&key)?.ok_or_else(|| BackupError::NotFound(id.to_owned()))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_DOCUMENT_BYTES as u64).read_to_end(&mut bytes).map_err(BackupError::io("read", store.root()))?;
+        let bytes = read(store, &key)?.ok_or_else(|| BackupError::NotFound(id.to_owned()))?;
         let (manifest, rest): (Self, _) = verify(&bytes, node, &key)?;
         let wrong = |problem: &str| BackupError::Damaged { object: key.clone(), problem: problem.to_owned() };
         if manifest.format != MANIFEST_FORMAT {
@@ -207,4 +243,31 @@ fn is_id(text: &str) -> bool {
 pub fn name(time: Timestamp, random: [u8; 2]) -> String {
     let digits: String = time.to_string().chars().filter(|c| c.is_ascii_digit() || *c == 'T').take(15).collect();
     format!("{digits}Z-{}", hex::encode(random))
+}
+
+#[cfg(test)]
+impl Manifest {
+    /// A manifest with nothing in it, for tests.
+    pub(crate) fn sample(id: &str, epoch: u64, created: Timestamp) -> Self {
+        let object = Object { bytes: 1, sha256: Hash::of(b""), plain_bytes: 1 };
+        Self {
+            format: MANIFEST_FORMAT.to_owned(),
+            id: id.to_owned(),
+            node: PeerId::from_public_key([7; 32]),
+            epoch,
+            created,
+            finished: created,
+            bibd: String::new(),
+            postgres: 15,
+            system_identifier: "1".to_owned(),
+            timeline: 1,
+            start_lsn: "0/1".to_owned(),
+            end_lsn: "0/2".to_owned(),
+            state: object.clone(),
+            base: object,
+            audit: AuditHead { epoch, seq: 0, head: Hash::of(b"") },
+            chunks: Chunks { count: 0, bytes: 0 },
+            recipients: Vec::new(),
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! base/<id>/state.tar.zst.age   identity, certificates, secrets, configuration, checkpoints
 //! base/<id>/base.tar.zst.age    what pg_basebackup gave
 //! base/<id>/manifest            signed; written last: without it there is no backup
+//! base/<id>/verified            signed; when it was last restored beside the node, and what was found
 //! wal/<epoch>/<name>            a signed head and a sealed piece of the write-ahead log
 //! epoch/<n>                     taken by a restore, so that no two restores have one epoch
 //! ```
@@ -31,6 +32,12 @@ pub use store::Store;
 #[must_use]
 pub fn manifest_key(id: &str) -> String {
     format!("base/{id}/manifest")
+}
+
+/// That it was verified.
+#[must_use]
+pub fn verified_key(id: &str) -> String {
+    format!("base/{id}/verified")
 }
 
 /// What of the data directory is in a backup.

@@ -391,6 +391,16 @@ fn check(config: &Config) -> Vec<Finding> {
     if !(1..=60).contains(&config.backup.archive_timeout.0.as_secs()) {
         refuse("backup.archive_timeout", "must be 1s to 60s", "remove it to use the default");
     }
+    let (every, verify_every) = (config.backup.every.0.as_secs(), config.backup.verify_every.0.as_secs());
+    if every != 0 && !(3_600..=30 * 86_400).contains(&every) {
+        refuse("backup.every", "must be 1h to 30d, or 0s for never", "1d is usual");
+    }
+    if !(3_600..=90 * 86_400).contains(&verify_every) {
+        refuse("backup.verify_every", "must be 1h to 90d", "7d is usual");
+    }
+    if !(1..=1_000).contains(&config.backup.keep) {
+        refuse("backup.keep", "must be 1 to 1000", "7 is usual");
+    }
     if config.backup.store.as_ref().is_some_and(|path| !path.is_absolute()) {
         refuse("backup.store", "must be an absolute path", "write it from the root of the file system");
     }

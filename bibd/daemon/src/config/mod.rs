@@ -393,6 +393,12 @@ impl Default for Audit {
 pub struct Backup {
     /// The directory of the store, best on another machine's disk. Default: none, and no backups.
     pub store: Option<PathBuf>,
+    /// How often a backup is made, 1 hour to 30 days; 0s: only when somebody asks.
+    pub every: Span,
+    /// How many backups are kept; older ones go with the log that only they need, 1 to 1000.
+    pub keep: u32,
+    /// How often the newest backup is restored beside the node and looked at, 1 hour to 90 days.
+    pub verify_every: Span,
     /// How much of the write-ahead log may wait for a store that cannot be reached; then PostgreSQL keeps it.
     pub spool_bytes: Size,
     /// How much of what was just written may be missing after a disaster, 1 s to 60 s.
@@ -401,7 +407,14 @@ pub struct Backup {
 
 impl Default for Backup {
     fn default() -> Self {
-        Self { store: None, spool_bytes: Size(1 << 30), archive_timeout: Span(Duration::from_secs(60)) }
+        Self {
+            store: None,
+            every: Span(Duration::from_secs(86_400)),
+            keep: 7,
+            verify_every: Span(Duration::from_secs(7 * 86_400)),
+            spool_bytes: Size(1 << 30),
+            archive_timeout: Span(Duration::from_secs(60)),
+        }
     }
 }
 

@@ -81,6 +81,10 @@ impl Edge {
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "log-shipping", move |stop| {
             shipping.clone().shipping(stop)
         });
+        let keeping = backups.clone();
+        foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "backups", move |stop| {
+            keeping.clone().keeping(stop)
+        });
         let admin = AdminParts {
             audit,
             journal: base.journal.clone(),

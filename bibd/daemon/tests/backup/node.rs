@@ -122,9 +122,14 @@ pub struct Node {
 
 impl Node {
     pub async fn start(place: &Place, data: &str) -> Self {
+        Self::start_with(place, data, "every: 0s").await
+    }
+
+    /// With a line of configuration for `backup`.
+    pub async fn start_with(place: &Place, data: &str, backup: &str) -> Self {
         let text = format!(
             "data_dir: {}\ngrpc:\n  listen: []\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\nbackup:\n  store: {}\n  \
-             archive_timeout: 1s\n",
+             {backup}\n  archive_timeout: 1s\n",
             place.path(data).display(),
             place.path("store").display()
         );
@@ -210,7 +215,8 @@ impl Node {
     pub async fn abandon_backup(&self, answers: usize) {
         let backup = self.admin().await.create_backup(pb::CreateBackupRequest {}).await.unwrap().into_inner();
         let seen: Vec<_> = backup.take(answers).collect().await;
-        let is_unfinished = |answer: &Result<pb::CreateBackupResponse, Status>| answer.as_ref().unwrap().backup.is_none();
+        let is_unfinished =
+            |answer: &Result<pb::CreateBackupResponse, Status>| answer.as_ref().unwrap().backup.is_none();
         assert!(seen.iter().all(is_unfinished), "done too soon: {seen:?}");
     }
 
@@ -221,6 +227,11 @@ impl Node {
     pub async fn verify(&self, id: &str) -> pb::VerifyBackupResponse {
         let request = pb::VerifyBackupRequest { id: id.to_owned() };
         self.admin().await.verify_backup(request).await.unwrap().into_inner()
+    }
+
+    pub async fn rotate(&self) {
+        let done = self.admin().await.rotate_database(pb::RotateDatabaseRequest::default()).await.unwrap().into_inner();
+        assert_eq!(done.roles.len(), 10, "{done:?}");
     }
 
     pub async fn delete_backup(&self, id: &str) {

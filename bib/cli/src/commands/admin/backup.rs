@@ -40,7 +40,7 @@ record! {
     /// A backup.
     BackupRow {
         backup: String = Text listed, state: String = Text listed, created: String = Time listed, finished: String = Time,
-        reachable: String = Time listed, bytes: u64 = Bytes listed, plain_bytes: u64 = Bytes, epoch: u64 = Text,
+        reachable: String = Time listed, verified: String = Time listed, bytes: u64 = Bytes listed, plain_bytes: u64 = Bytes, epoch: u64 = Text,
         postgres: u32 = Text, system_identifier: String = Text, timeline: u32 = Text, start_lsn: String = Text,
         end_lsn: String = Text, audit: String = Text, audit_head: String = Hash, chunks: u64 = Text,
         chunk_bytes: u64 = Bytes, recipients: Vec<String> = Lined,
@@ -130,6 +130,7 @@ impl From<pb::Backup> for BackupRow {
             created: backup.created,
             finished: backup.finished,
             reachable: backup.reachable,
+            verified: backup.verified,
             bytes: backup.bytes,
             plain_bytes: backup.plain_bytes,
             epoch: backup.epoch,

@@ -21,9 +21,9 @@ pub(super) fn create(backups: BackupUseCases, call: Call) -> BoxStream<'static, 
         Told::End(Ok(manifest)) => {
             let manifest: Manifest = manifest;
             let bytes_done = manifest.base.plain_bytes + manifest.state.plain_bytes;
-            let reachable = Some(manifest.finished);
+            let reachable = Some(manifest.created);
             let state = "complete".to_owned();
-            let listed = Listed { id: manifest.id.clone(), manifest: Some(manifest), state, reachable };
+            let listed = Listed { id: manifest.id.clone(), manifest: Some(manifest), state, reachable, verified: None };
             Ok(CreateBackupResponse { bytes_done, backup: Some(backup(listed)) })
         }
         Told::End(Err(error)) => Err(Status::from(error)),
@@ -35,6 +35,7 @@ pub(super) fn create(backups: BackupUseCases, call: Call) -> BoxStream<'static, 
 pub(super) fn backup(listed: Listed) -> pb::Backup {
     let mut answer = pb::Backup { id: listed.id, state: listed.state, ..pb::Backup::default() };
     answer.reachable = listed.reachable.map(|time| time.to_string()).unwrap_or_default();
+    answer.verified = listed.verified.map(|time| time.to_string()).unwrap_or_default();
     let Some(manifest) = listed.manifest else { return answer };
     answer.created = manifest.created.to_string();
     answer.finished = manifest.finished.to_string();

@@ -3,6 +3,9 @@
 //! A backup exists once its signed manifest does, which is written last. What a backup that was cut off left behind is
 //! swept before the next one.
 
+mod keeping;
+mod shipping;
+
 use std::io::PipeReader;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,30 +17,28 @@ use bib_identity::Recipient;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::Outcome;
 use bibd_catalog::{audit, chunks};
-use bibd_postgres::{Database, GroupRole, ProcessPostgres, Target, wal};
+use bibd_postgres::{Database, GroupRole, ProcessPostgres, Target};
+use prometheus::IntGauge;
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
-use crate::backup::document::{AuditHead, Chunks, MANIFEST_FORMAT, name, sign};
+use crate::backup::document::{AuditHead, Chunks, MANIFEST_FORMAT, VERIFIED_FORMAT, Verified, name, sign};
 use crate::backup::landing::{Examined, Landing, stop_leftover};
 use crate::backup::log::{self, Chain};
 use crate::backup::restore::{Note, RESTORED};
-use crate::backup::{BackupError, Manifest, Object, Store, base_key, blocking, manifest_key, pack, state, state_key};
+use crate::backup::{
+    BackupError, Manifest, Object, Store, base_key, blocking, manifest_key, pack, state, state_key, verified_key,
+};
 use crate::errors::ErrorCode;
 use crate::foundation::{self, Foundation};
 use crate::grpc::health::{Condition, HealthBoard};
 use crate::secrets::Secrets;
 use crate::services::recovery;
-use crate::supervisor::TaskResult;
 
-/// How often the spool is looked at, and how soon again after a failure.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// How the names of directories begin in which a backup is verified.
 const SCRATCH: &str = "verify-";
 /// How often whoever waits for a backup hears of it.
@@ -56,6 +57,8 @@ pub struct BackupUseCases {
     secrets: Secrets,
     health: HealthBoard,
     one_at_a_time: Arc<Mutex<()>>,
+    /// `bibd_backup_log_waiting_bytes`.
+    waiting: IntGauge,
 }
 
 impl std::fmt::Debug for BackupUseCases {
@@ -75,6 +78,8 @@ pub struct Listed {
     pub state: String,
     /// The last moment that can be restored from it, when it is complete.
     pub reachable: Option<bib_core::Timestamp>,
+    /// When it was last restored beside the node and found to be whole.
+    pub verified: Option<bib_core::Timestamp>,
 }
 
 impl BackupUseCases {
@@ -92,7 +97,11 @@ impl BackupUseCases {
             checkpoints: places.checkpoints.clone(),
             configuration: foundation.loaded.file.clone(),
         };
+        const WAITING: (&str, &str) = ("bibd_backup_log_waiting_bytes", "Log that PostgreSQL could not archive yet.");
+        let waiting = IntGauge::new(WAITING.0, WAITING.1).map_err(ServiceError::internal)?;
+        foundation.metrics.registry.register(Box::new(waiting.clone())).map_err(ServiceError::internal)?;
         let this = Self {
+            waiting,
             store: config.backup.store.as_ref().map(|root| Store::of(root, &base.peer)),
             base,
             sources,
@@ -156,6 +165,10 @@ impl BackupUseCases {
     /// When the caller may not, or it cannot be made: then nothing of it is left.
     pub async fn create(&self, call: &Call, progress: mpsc::Sender<u64>) -> Result<Manifest, ServiceError> {
         allow_node(call, Verb::Maintain)?;
+        self.perform(call, progress).await
+    }
+
+    async fn perform(&self, call: &Call, progress: mpsc::Sender<u64>) -> Result<Manifest, ServiceError> {
         let store = self.store()?;
         let _alone = self.alone()?;
         let recipients = self.recipients()?;
@@ -296,12 +309,16 @@ impl BackupUseCases {
     /// When the caller may not, or the store cannot be read.
     pub async fn list(&self, call: &Call) -> Result<Vec<Listed>, ServiceError> {
         allow_node(call, Verb::Maintain)?;
+        Ok(self.all().await?)
+    }
+
+    async fn all(&self) -> Result<Vec<Listed>, BackupError> {
         let (store, peer) = (self.store()?.clone(), self.base.peer);
         let listed = blocking(move || {
             let names = Manifest::names(&store)?.into_iter().rev();
             Ok(names.map(|(id, is_complete)| describe(&store, &peer, id, is_complete)).collect())
         });
-        Ok(listed.await?)
+        listed.await
     }
 
     /// One backup.
@@ -324,9 +341,16 @@ impl BackupUseCases {
     /// When the caller may not, or the backup is not what it should be: naming what is not.
     pub async fn verify(&self, call: &Call, id: &str) -> Result<Examined, ServiceError> {
         allow_node(call, Verb::Maintain)?;
+        self.check(call, id).await
+    }
+
+    async fn check(&self, call: &Call, id: &str) -> Result<Examined, ServiceError> {
         let store = self.store()?;
         let _alone = self.alone()?;
         let outcome = self.examine(store, id).await;
+        if let Ok(examined) = &outcome {
+            self.note(store, id, examined.verdict).await?;
+        }
         let (result, details) = match &outcome {
             Ok(examined) => (Outcome::Ok, json!({ "verdict": examined.verdict })),
             Err(error) => (Outcome::Failed(error.code().to_string()), json!({})),
@@ -335,6 +359,19 @@ impl BackupUseCases {
         let act = Act::new("backup.verify", format!("backup:{shown}"), details);
         self.base.journal.record(&self.base.db, call, act, result).await?;
         Ok(outcome?)
+    }
+
+    /// Keeps in the store that a backup was looked at, so that it is known when the next is due.
+    async fn note(&self, store: &Store, id: &str, verdict: &str) -> Result<(), BackupError> {
+        let verified = Verified {
+            format: VERIFIED_FORMAT.to_owned(),
+            id: id.to_owned(),
+            node: self.base.peer,
+            time: self.base.now(),
+            verdict: verdict.to_owned(),
+        };
+        let (store, bytes, key) = (store.clone(), sign(&verified, &self.base.key)?, verified_key(id));
+        blocking(move || store.put(&key, &bytes)).await
     }
 
     async fn examine(&self, store: &Store, id: &str) -> Result<Examined, BackupError> {
@@ -368,6 +405,10 @@ impl BackupUseCases {
     /// When the caller may not, there is no such backup, or the store cannot be written.
     pub async fn delete(&self, call: &Call, id: &str) -> Result<(), ServiceError> {
         allow_node(call, Verb::Maintain)?;
+        self.discard(call, id, "asked").await
+    }
+
+    async fn discard(&self, call: &Call, id: &str, reason: &str) -> Result<(), ServiceError> {
         let store = self.store()?.clone();
         let _alone = self.alone()?;
         let names = Manifest::names(&store)?;
@@ -376,7 +417,7 @@ impl BackupUseCases {
         }
         let target = format!("backup:{id}");
         let act = |details| Act::new("backup.delete", target.clone(), details);
-        self.base.journal.record(&self.base.db, call, act(json!({})), Outcome::Intent).await?;
+        self.base.journal.record(&self.base.db, call, act(json!({ "reason": reason })), Outcome::Intent).await?;
         let (peer, id) = (self.base.peer, id.to_owned());
         let deleted = blocking(move || {
             remove(&store, &id)?;
@@ -389,86 +430,18 @@ impl BackupUseCases {
         });
         let outcome = deleted.await;
         let result = outcome.as_ref().map_or_else(|error| Outcome::Failed(error.code().to_string()), |()| Outcome::Ok);
-        self.base.journal.record(&self.base.db, call, act(json!({})), result).await?;
+        self.base.journal.record(&self.base.db, call, act(json!({ "reason": reason })), result).await?;
         Ok(outcome?)
     }
-
-    /// Ships the log from the spool, in order, until told to stop. A store that cannot be written stops nothing: the
-    /// spool fills, then the server keeps its log, and health says so.
-    ///
-    /// # Errors
-    /// Never for the store's sake.
-    pub async fn shipping(self, stop: CancellationToken) -> TaskResult {
-        let Some(store) = self.store.clone() else { return Ok(()) };
-        let swept = store.clone();
-        let mut failing = blocking(move || swept.sweep("wal")).await.err();
-        loop {
-            let pause = match self.ship_all(&store).await {
-                Ok(()) => {
-                    if failing.take().is_some() {
-                        tracing::info!("the store for backups takes the log again");
-                        self.health.set("backup", Condition::Serving);
-                    }
-                    LOOK_EVERY
-                }
-                Err(error) => {
-                    let sentence = format!("the log cannot be archived: {}", crate::grpc::error::chain(&error));
-                    if failing.is_none() {
-                        tracing::error!(hint = error.hint(), "{sentence}");
-                    }
-                    self.health.set("backup", Condition::Degraded(sentence));
-                    failing = Some(error);
-                    AFTER_FAILURE
-                }
-            };
-            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn ship_all(&self, store: &Store) -> Result<(), BackupError> {
-        let (store, spool) = (store.clone(), self.spool.clone());
-        let (key, epoch) = (Arc::clone(&self.base.key), self.base.epoch);
-        let is_making = self.one_at_a_time.try_lock().is_err();
-        let recipients = self.recipients();
-        blocking(move || {
-            let names = wal::spooled(&spool)?;
-            if names.is_empty() {
-                return Ok(());
-            }
-            // A log with nothing that it continues is worth nothing: a node without a backup does not keep it.
-            if !is_making && !has_backup(&store, &key.peer_id(), epoch)? {
-                for name in names {
-                    let path = spool.join(name);
-                    std::fs::remove_file(&path).map_err(BackupError::io("remove", &path))?;
-                }
-                return Ok(());
-            }
-            let recipients = recipients?;
-            names.iter().try_for_each(|name| log::ship(&store, &spool, name, epoch, &key, &recipients))
-        })
-        .await
-    }
-}
-
-fn has_backup(store: &Store, peer: &bib_core::PeerId, epoch: u64) -> Result<bool, BackupError> {
-    for (name, is_complete) in Manifest::names(store)? {
-        // One that cannot be read may be of this epoch: its log is kept.
-        if is_complete && Manifest::load(store, peer, &name).map_or(true, |manifest| manifest.epoch == epoch) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// The manifest first: without it nobody takes the rest for a backup.
 fn remove(store: &Store, id: &str) -> Result<(), BackupError> {
-    [manifest_key(id), state_key(id), base_key(id)].iter().try_for_each(|key| store.delete(key))
+    [manifest_key(id), state_key(id), base_key(id), verified_key(id)].iter().try_for_each(|key| store.delete(key))
 }
 
 fn describe(store: &Store, peer: &bib_core::PeerId, id: String, is_complete: bool) -> Listed {
-    let unusable = |id, state| Listed { id, manifest: None, state, reachable: None };
+    let unusable = |id, state| Listed { id, manifest: None, state, reachable: None, verified: None };
     if !is_complete {
         return unusable(id, "incomplete: it was cut off, or is being made".to_owned());
     }
@@ -476,14 +449,12 @@ fn describe(store: &Store, peer: &bib_core::PeerId, id: String, is_complete: boo
         Ok(manifest) => manifest,
         Err(error) => return unusable(id, error.to_string()),
     };
-    match Chain::find(store, &manifest) {
-        Ok(chain) => {
-            Listed { id, manifest: Some(manifest), state: "complete".to_owned(), reachable: Some(chain.reachable) }
-        }
-        Err(error) => {
-            Listed { id, reachable: Some(manifest.finished), manifest: Some(manifest), state: error.to_string() }
-        }
-    }
+    let verified = Verified::load(store, peer, &id).filter(|one| one.verdict == "OK").map(|one| one.time);
+    let (state, reachable) = match Chain::find(store, &manifest) {
+        Ok(chain) => ("complete".to_owned(), chain.reachable),
+        Err(error) => (error.to_string(), manifest.created),
+    };
+    Listed { id, manifest: Some(manifest), state, reachable: Some(reachable), verified }
 }
 
 async fn seal_base(

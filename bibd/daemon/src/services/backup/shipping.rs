@@ -1,0 +1,91 @@
+//! The write-ahead log on its way from the spool to the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bibd_postgres::wal::{self, SEGMENT_BYTES};
+use tokio_util::sync::CancellationToken;
+
+use super::BackupUseCases;
+use crate::backup::{BackupError, Manifest, Store, blocking, log};
+use crate::grpc::health::Condition;
+use crate::supervisor::TaskResult;
+
+/// How often the spool is looked at, and how soon again after a failure.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+impl BackupUseCases {
+    /// Ships the log from the spool, in order, until told to stop. A store that cannot be written stops nothing: the
+    /// spool fills, then the server keeps its log, and health says so.
+    ///
+    /// # Errors
+    /// Never for the store's sake.
+    pub async fn shipping(self, stop: CancellationToken) -> TaskResult {
+        let Some(store) = self.store.clone() else { return Ok(()) };
+        let swept = store.clone();
+        let mut failing = blocking(move || swept.sweep("wal")).await.err();
+        loop {
+            let shipped = self.ship_all(&store).await;
+            let waiting = wal::waiting(&self.postgres.layout().data) as u64 * SEGMENT_BYTES;
+            self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            let pause = match shipped {
+                Ok(()) => {
+                    if failing.take().is_some() {
+                        tracing::info!("the store for backups takes the log again");
+                        self.health.set("backup", Condition::Serving);
+                    }
+                    LOOK_EVERY
+                }
+                Err(error) => {
+                    let cause = crate::grpc::error::chain(&error);
+                    let sentence =
+                        format!("the log cannot be archived ({} MiB wait in the database): {cause}", waiting >> 20);
+                    if failing.is_none() {
+                        tracing::error!(hint = error.hint(), "{sentence}");
+                    }
+                    self.health.set("backup", Condition::Degraded(sentence));
+                    failing = Some(error);
+                    AFTER_FAILURE
+                }
+            };
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn ship_all(&self, store: &Store) -> Result<(), BackupError> {
+        let (store, spool) = (store.clone(), self.spool.clone());
+        let (key, epoch) = (Arc::clone(&self.base.key), self.base.epoch);
+        let is_making = self.one_at_a_time.try_lock().is_err();
+        let recipients = self.recipients();
+        blocking(move || {
+            let names = wal::spooled(&spool)?;
+            if names.is_empty() {
+                return Ok(());
+            }
+            // A log with nothing that it continues is worth nothing: a node without a backup does not keep it.
+            if !is_making && !has_backup(&store, &key.peer_id(), epoch)? {
+                for name in names {
+                    let path = spool.join(name);
+                    std::fs::remove_file(&path).map_err(BackupError::io("remove", &path))?;
+                }
+                return Ok(());
+            }
+            let recipients = recipients?;
+            names.iter().try_for_each(|name| log::ship(&store, &spool, name, epoch, &key, &recipients))
+        })
+        .await
+    }
+}
+
+fn has_backup(store: &Store, peer: &bib_core::PeerId, epoch: u64) -> Result<bool, BackupError> {
+    for (name, is_complete) in Manifest::names(store)? {
+        // One that cannot be read may be of this epoch: its log is kept.
+        if is_complete && Manifest::load(store, peer, &name).map_or(true, |manifest| manifest.epoch == epoch) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
