@@ -79,6 +79,7 @@ fn servers_below(directory: &Path) -> Vec<PathBuf> {
         is_server.then(|| std::fs::read_link(entry.path().join("cwd")).ok()).flatten()
     });
     let mut found: Vec<PathBuf> = served.filter(|cwd| cwd.starts_with(directory)).collect();
+    found.sort();
     found.dedup();
     found
 }
