@@ -134,6 +134,18 @@ impl NodeKey {
         Ok(self.signing.sign(note_text).to_bytes())
     }
 
+    /// A secret that only this key gives: HKDF-SHA256 (RFC 5869) of the private half, without a salt, for `purpose`. Not
+    /// for signatures, and never the private half itself.
+    #[must_use]
+    pub fn derive<const BYTES: usize>(&self, purpose: &str) -> Zeroizing<[u8; BYTES]> {
+        let private = Zeroizing::new(self.signing.to_bytes());
+        let mut secret = Zeroizing::new([0; BYTES]);
+        hkdf::Hkdf::<sha2::Sha256>::new(None, private.as_slice())
+            .expand(format!("bib-{purpose}-v1").as_bytes(), secret.as_mut_slice())
+            .expect("fewer bytes than 255 hashes");
+        secret
+    }
+
     /// The public half as a line for `authorized_keys` and `age -R`, without a line end.
     ///
     /// # Errors

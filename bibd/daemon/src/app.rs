@@ -7,23 +7,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bib_identity::TimeSource;
 use bib_identity::file::FileError;
 use bib_identity::sealed::SealError;
 use bib_identity::server_tls::ServerTlsError;
+use bib_identity::{NodeKey, TimeSource};
 use bib_proto::v1::health_service_server::HealthServiceServer;
 use bibd_catalog::migrate::MigrateError;
 use bibd_postgres::process::ProcessPostgres;
-use bibd_postgres::{Failpoints, ManagedPostgres, State, Stop};
+use bibd_postgres::{Failpoints, ManagedPostgres, OnNewDirectory, State, Stop};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
 
 use crate::announce::Announcement;
+use crate::at_rest::{AtRest, AtRestError};
 use crate::certificates::{CertificateSettings, Certificates, CertificatesError};
 use crate::clock::{Clock, Entropy, Ids};
 use crate::config::places::Home;
-use crate::config::{Loaded, Places};
+use crate::config::{AtRestMode, Loaded, Places};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::errors::ErrorCode;
 use crate::foundation::{self, Foundation, Shutdown, SuperuserUses};
@@ -91,6 +92,9 @@ pub enum StartError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] bibd_catalog::Error),
+    /// Encryption at rest.
+    #[error(transparent)]
+    AtRest(#[from] AtRestError),
     /// The chunk store.
     #[error(transparent)]
     Blobs(#[from] bibd_blobs::OpenError),
@@ -127,7 +131,10 @@ impl StartError {
             )
             | Self::Certificates(_)
             | Self::Tls(_) => ErrorCode::IDENTITY_UNUSABLE,
-            Self::DataDir(_) | Self::Blobs(_) | Self::File(_) | Self::Runtime { .. } => ErrorCode::DATA_DIR_UNUSABLE,
+            Self::AtRest(AtRestError::Sealed(_) | AtRestError::OtherKey { .. }) => ErrorCode::IDENTITY_UNUSABLE,
+            Self::DataDir(_) | Self::AtRest(_) | Self::Blobs(_) | Self::File(_) | Self::Runtime { .. } => {
+                ErrorCode::DATA_DIR_UNUSABLE
+            }
             Self::Bind(_) | Self::Metrics { .. } => ErrorCode::ADDRESS_IN_USE,
             Self::Migrate(MigrateError::Newer { .. } | MigrateError::Checksum { .. }) => ErrorCode::SCHEMA_NEWER,
             Self::Postgres(_) | Self::Connect(_) | Self::Migrate(_) | Self::Catalog(_) => {
@@ -142,6 +149,7 @@ impl StartError {
     pub fn hint(&self) -> String {
         match self {
             Self::DataDir(error) => error.hint(),
+            Self::AtRest(error) => error.hint().to_owned(),
             Self::Postgres(bibd_postgres::Error::SecretStore(_)) => {
                 "restore the file from a backup, or its permissions (chmod 600); it is never made anew over an \
                  existing database"
@@ -247,7 +255,10 @@ impl Daemon {
 
         let random = foundation::randomness(&options.entropy);
         let store = Arc::new(secrets.clone());
-        let settings = foundation::postgres_settings(config, &places);
+        let mut settings = foundation::postgres_settings(config, &places);
+        let at_rest = open_at_rest(config.encryption.at_rest, &places, &secrets, &key).await?;
+        let adopting = at_rest.clone();
+        settings.on_new_directory = OnNewDirectory::new(move |path| adopting.adopt(path));
         let postgres: Arc<dyn ManagedPostgres> =
             Arc::new(ProcessPostgres::new(settings, store.clone(), random.clone()));
         let superuser_uses = Arc::new(SuperuserUses::default());
@@ -287,6 +298,7 @@ impl Daemon {
             key,
             peer_id,
             secrets,
+            at_rest,
             certificates,
             connections,
             postgres,
@@ -336,6 +348,7 @@ impl Daemon {
         let ready = ready(&foundation, &bound);
         listen(&foundation, bound, stack, routes)?;
         foundation.health.set("daemon", Condition::Serving);
+        foundation.health.set("encryption", at_rest_condition(&foundation.at_rest));
         let ready_file = ReadyFile::write(&foundation.places.ready, &ready)?;
         let duration_ms = foundation.clock.monotonic().saturating_duration_since(foundation.started).as_millis();
         tracing::info!(socket = %ready.socket.display(), addresses = ?ready.addresses, %duration_ms, "bibd serves");
@@ -364,14 +377,16 @@ impl Daemon {
         }
     }
 
-    /// Stops everything in reverse. Running calls are given `drain`.
-    pub async fn stop(self, drain: Duration) {
+    /// Stops everything in reverse. Running calls are given `drain`. What comes back is locked by the caller when all
+    /// else of the daemon is dropped.
+    pub async fn stop(self, drain: Duration) -> AtRest {
         drop(self.ready_file);
         stop_all(&self.foundation, drain).await;
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(error.cause = %error, "the socket's file was gone already");
         }
         tracing::info!("bibd has stopped");
+        self.foundation.at_rest
     }
 }
 
@@ -573,6 +588,32 @@ async fn stop_all(foundation: &Foundation, drain: Duration) {
     foundation.db.close().await;
     supervisor.stop(TaskKind::Foundation, BACKGROUND_DEADLINE).await;
     stop_postgres(foundation.postgres.as_ref()).await;
+}
+
+fn at_rest_condition(at_rest: &AtRest) -> Condition {
+    match at_rest.plain() {
+        Ok(plain) if plain.is_empty() => Condition::Serving,
+        Ok(plain) => {
+            let names: Vec<String> = plain.iter().map(|path| format!("`{}`", path.display())).collect();
+            Condition::Degraded(format!("not encrypted yet: {}; stop and start bibd", names.join(", ")))
+        }
+        Err(error) => Condition::Degraded(crate::grpc::error::chain(&error)),
+    }
+}
+
+/// Unlocks and encrypts, which may copy for long, before the database and the chunks are opened.
+async fn open_at_rest(
+    mode: AtRestMode,
+    places: &Places,
+    secrets: &Secrets,
+    key: &Arc<NodeKey>,
+) -> Result<AtRest, StartError> {
+    let socket = places.postgres_socket();
+    // Its directories must not be taken away under a server that outlived its daemon.
+    let is_running = tokio::net::UnixStream::connect(&socket).await.is_ok();
+    let (root, secrets, key) = (places.data.clone(), secrets.clone(), Arc::clone(key));
+    let opened = tokio::task::spawn_blocking(move || AtRest::open(mode, &root, is_running, &secrets, &key)).await;
+    Ok(opened.map_err(|error| StartError::Services(error.into()))??)
 }
 
 async fn stop_postgres(postgres: &dyn ManagedPostgres) {

@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 mod restore;
 
 use crate::app::{Daemon, Options, StartError};
+use crate::at_rest::AtRest;
 use crate::backup::BackupError;
 use crate::clock::{Entropy, SystemClock};
 use crate::config::load::Problems;
@@ -219,11 +220,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => {
             write_config(&cli.common, &home)?;
             let loaded = load(&cli.common, &home)?;
-            in_runtime(init(loaded, home, args))?
+            let mut at_rest = None;
+            let outcome = in_runtime(init(loaded, home, args, &mut at_rest));
+            lock(at_rest);
+            outcome?
         }
         Command::Run(args) => {
             let loaded = load(&cli.common, &home)?;
-            in_runtime(serve(loaded, home, args))?
+            let mut at_rest = None;
+            let outcome = in_runtime(serve(loaded, home, args, &mut at_rest));
+            lock(at_rest);
+            outcome?
         }
     }
 }
@@ -235,6 +242,13 @@ fn in_runtime<F: Future>(future: F) -> Result<F::Output, Failure> {
         .build()
         .map_err(|source| Failure::Io { act: "start the runtime".to_owned(), source })?;
     Ok(runtime.block_on(future))
+}
+
+/// The last thing: the runtime is gone, and with it every file that was open.
+fn lock(at_rest: Option<AtRest>) {
+    if let Some(at_rest) = at_rest {
+        at_rest.lock();
+    }
 }
 
 fn config_dir(common: &Common, home: &Home) -> PathBuf {
@@ -356,7 +370,7 @@ async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Fail
     Ok(Box::pin(Daemon::start(options)).await?)
 }
 
-async fn init(loaded: Loaded, home: Home, args: RunArgs) -> Result<(), Failure> {
+async fn init(loaded: Loaded, home: Home, args: RunArgs, at_rest: &mut Option<AtRest>) -> Result<(), Failure> {
     // A whole start and stop: what works here works later, and a second time changes nothing.
     let mut loaded = loaded;
     loaded.config.grpc.listen.clear();
@@ -364,7 +378,7 @@ async fn init(loaded: Loaded, home: Home, args: RunArgs) -> Result<(), Failure> 
     let places = Places::of(&loaded.config, &home, None);
     let daemon = start(loaded, home, args).await?;
     let ready = daemon.ready().clone();
-    daemon.stop(Duration::ZERO).await;
+    *at_rest = Some(daemon.stop(Duration::ZERO).await);
     print(&format!(
         "node         {}\nfingerprint  {}\ndata         {}\n\nStart it with `bibd run`.\n",
         ready.peer_id,
@@ -373,7 +387,7 @@ async fn init(loaded: Loaded, home: Home, args: RunArgs) -> Result<(), Failure> 
     ))
 }
 
-async fn serve(loaded: Loaded, home: Home, args: RunArgs) -> Result<(), Failure> {
+async fn serve(loaded: Loaded, home: Home, args: RunArgs, at_rest: &mut Option<AtRest>) -> Result<(), Failure> {
     let failed = |source| Failure::Io { act: "listen for signals".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -406,7 +420,10 @@ async fn serve(loaded: Loaded, home: Home, args: RunArgs) -> Result<(), Failure>
     let mut stop = std::pin::pin!(daemon.stop(drain));
     loop {
         tokio::select! {
-            () = &mut stop => break,
+            stopped = &mut stop => {
+                *at_rest = Some(stopped);
+                break;
+            }
             // Again: calls are cut and not waited for; the database still stops in order.
             _ = terminate.recv() => { connections.drop_all(); }
             _ = interrupt.recv() => { connections.drop_all(); }

@@ -12,6 +12,8 @@
 //! ready.json     while the daemon serves
 //! ```
 //!
+//! Which of these may be encrypted by the file system stands in [`crate::at_rest`].
+//!
 //! It never removes anything, and never makes a key in place of one that should be there.
 
 use std::fs::{self, File, OpenOptions};

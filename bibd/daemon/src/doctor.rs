@@ -7,9 +7,10 @@ use bibd_postgres::account::Account;
 use bibd_postgres::{RunAs, binaries, network_kind};
 use serde::Serialize;
 
+use crate::at_rest::{self, AtRestError};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::places::{Home, MAX_SOCKET_PATH_BYTES};
-use crate::config::{Config, Places};
+use crate::config::{AtRestMode, Config, Places};
 use crate::grpc::error::chain;
 
 /// How a check ended.
@@ -99,6 +100,7 @@ pub async fn examine(config: &Config, home: &Home) -> Report {
     let is_running = running(&mut report, &places);
     postgres(&mut report, config, &places).await;
     directories(&mut report, config, &places, home).await;
+    encryption(&mut report, config, &places);
     sockets(&mut report, &places);
     clock(&mut report);
     limits(&mut report);
@@ -195,6 +197,41 @@ async fn directories(report: &mut Report, config: &Config, places: &Places, home
             }
         }
         Err(errno) => report.note("data.space", Status::Warn, format!("cannot be measured: {errno}"), ""),
+    }
+}
+
+/// What of the data is encrypted, and whether it could be.
+fn encryption(report: &mut Report, config: &Config, places: &Places) {
+    const NAME: &str = "data.encryption";
+    let is_on = config.encryption.at_rest == AtRestMode::Fscrypt;
+    let looked = at_rest::states(&places.data).and_then(|all| Ok((all, at_rest::is_supported(&places.data)?)));
+    let (states, is_supported) = match looked {
+        Ok(looked) => looked,
+        Err(error) => return report.note(NAME, Status::Warn, chain(&error), error.hint()),
+    };
+    let of = |wanted| states.iter().filter(|(_, state)| *state == wanted).count();
+    let (plain, encrypted) = (of(at_rest::State::Plain), of(at_rest::State::Encrypted));
+    match (is_on, is_supported) {
+        (true, false) => {
+            let error = AtRestError::Unsupported { path: places.data.clone() };
+            report.note(NAME, Status::Fail, error.to_string(), error.hint());
+        }
+        (true, true) if plain > 0 => {
+            let found = format!("{plain} of {} directories are not encrypted yet", plain + encrypted);
+            report.note(
+                NAME,
+                Status::Warn,
+                found,
+                "stop and start bibd: they are converted before the database starts",
+            );
+        }
+        (true, true) => report.ok(NAME, "fscrypt"),
+        (false, _) if encrypted > 0 => {
+            let found = format!("off, but {encrypted} directories are encrypted: they stay so and are unlocked");
+            report.note(NAME, Status::Warn, found, "set `encryption.at_rest: fscrypt`");
+        }
+        (false, true) => report.ok(NAME, "off; this file system could: `encryption.at_rest: fscrypt`"),
+        (false, false) => report.ok(NAME, "off; this file system has none"),
     }
 }
 

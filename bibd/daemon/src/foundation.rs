@@ -18,6 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 
 use crate::app::StartError;
+use crate::at_rest::AtRest;
 use crate::certificates::Certificates;
 use crate::clock::{Clock, Entropy, Ids};
 use crate::config::{Compression, Config, Loaded, Places};
@@ -56,6 +57,8 @@ pub struct Foundation {
     pub epoch: u64,
     /// The sealed secrets.
     pub secrets: Secrets,
+    /// Encryption of the directories that hold data.
+    pub at_rest: AtRest,
     /// CA and TLS.
     pub certificates: Arc<Certificates>,
     /// Which client certificates count.

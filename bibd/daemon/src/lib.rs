@@ -9,6 +9,7 @@
 pub mod actor;
 pub mod announce;
 pub mod app;
+pub mod at_rest;
 pub mod backup;
 pub mod certificates;
 pub mod cli;

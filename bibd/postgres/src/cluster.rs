@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::file;
 use crate::role::ADMIN;
-use crate::settings::Layout;
+use crate::settings::{Layout, OnNewDirectory};
 use crate::tool;
 use crate::version::Version;
 
@@ -65,6 +65,7 @@ pub(crate) async fn initialise(
     account: Account,
     config: &Config,
     verifier: &SecretString,
+    on_new_directory: &OnNewDirectory,
 ) -> Result<(), Error> {
     match std::fs::remove_dir_all(&layout.data_new) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -73,6 +74,7 @@ pub(crate) async fn initialise(
         _ => {}
     }
     file::ensure_dir(&layout.data_new, account.uid, account.gid, 0o700)?;
+    on_new_directory.run(&layout.data_new)?;
     let verifier_file = layout.socket_dir.join(VERIFIER_FILE);
     file::remove(&verifier_file)?;
     file::write_new(&verifier_file, verifier.expose_secret().as_bytes(), Some(account))?;

@@ -51,6 +51,6 @@ pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop
 pub use random::Randomness;
 pub use role::{GroupRole, Letter, Login};
 pub use secrets::{SecretStore, SecretStoreError};
-pub use settings::{Layout, Limits, Recovery, RunAs, Settings, Target, Wal};
+pub use settings::{Layout, Limits, OnNewDirectory, Recovery, RunAs, Settings, Target, Wal};
 pub use superuser::{Act, PrivilegedObserver};
 pub use version::Version;

@@ -126,6 +126,9 @@ impl ProcessPostgres {
         for directory in [&layout.log, &layout.spool, &layout.socket_dir] {
             file::ensure_dir(directory, account.uid, account.gid, 0o700)?;
         }
+        for directory in [&layout.log, &layout.spool] {
+            self.settings.on_new_directory.run(directory)?;
+        }
         let needed = [layout.log.clone(), layout.socket_dir.clone(), tools.bin_dir.clone()];
         if account.switch
             && let Some(directory) = tool::first_closed(&needed, account).await?
@@ -185,7 +188,16 @@ impl ProcessPostgres {
         let verifier = scram::verifier(secrets.admin(), &self.random);
         drop(secrets);
         let config = Config::new(tools.version, layout, &self.settings.limits, &self.settings.wal);
-        cluster::initialise(&tools.bin_dir, tools.version, layout, tools.account, &config, &verifier).await?;
+        cluster::initialise(
+            &tools.bin_dir,
+            tools.version,
+            layout,
+            tools.account,
+            &config,
+            &verifier,
+            &self.settings.on_new_directory,
+        )
+        .await?;
         std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
         file::sync_dir(&layout.home)
     }

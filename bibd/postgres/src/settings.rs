@@ -1,7 +1,12 @@
 //! What the composition root decides about the server: places, account, sizes. Data only.
 
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::error::Error;
 
 /// Settings of the process provisioner.
 #[derive(Debug, Clone)]
@@ -25,6 +30,31 @@ pub struct Settings {
     pub start_deadline: Duration,
     /// How long a clean stop may take.
     pub stop_deadline: Duration,
+    /// What is done to each directory that will hold data, while it is empty.
+    pub on_new_directory: OnNewDirectory,
+}
+
+/// Something done to a directory before anything is put into it, such as turning on its encryption.
+#[derive(Clone, Default)]
+pub struct OnNewDirectory(Option<Arc<DirectoryAct>>);
+
+type DirectoryAct = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
+
+impl OnNewDirectory {
+    /// Calls `act` with each, more than once for those that stay.
+    pub fn new(act: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(act)))
+    }
+
+    pub(crate) fn run(&self, path: &Path) -> Result<(), Error> {
+        self.0.as_ref().map_or(Ok(()), |act| act(path)).map_err(Error::io("encrypt", path))
+    }
+}
+
+impl fmt::Debug for OnNewDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnNewDirectory").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Settings {
@@ -40,6 +70,7 @@ impl Settings {
             allow_network_fs: false,
             start_deadline: Duration::from_secs(30),
             stop_deadline: Duration::from_secs(60),
+            on_new_directory: OnNewDirectory::default(),
         }
     }
 }

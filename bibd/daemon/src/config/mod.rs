@@ -48,6 +48,8 @@ pub struct Config {
     pub audit: Audit,
     /// Backups.
     pub backup: Backup,
+    /// What is encrypted on the disk.
+    pub encryption: Encryption,
     /// The daemon's own log.
     pub log: Log,
     /// Metrics for Prometheus.
@@ -416,6 +418,26 @@ impl Default for Backup {
             archive_timeout: Span(Duration::from_secs(60)),
         }
     }
+}
+
+/// How data is encrypted on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum AtRestMode {
+    /// Nothing new is encrypted. What was encrypted before stays so, and is unlocked.
+    #[default]
+    Off,
+    /// By the file system (fscrypt), with a key that is derived from the node's identity. What is there already is
+    /// converted at the next start.
+    Fscrypt,
+}
+
+/// What is encrypted on the disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Encryption {
+    /// The chunks, and the database with its log. It protects a disk that is lost without `identity/`.
+    pub at_rest: AtRestMode,
 }
 
 /// How much is logged.

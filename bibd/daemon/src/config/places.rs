@@ -10,8 +10,10 @@ use super::Config;
 /// PostgreSQL's name beside it must fit too.
 pub const MAX_SOCKET_PATH_BYTES: usize = 100;
 
-/// What `.s.PGSQL.5432` in `pg/` adds to the runtime directory.
-const POSTGRES_SOCKET_BYTES: usize = "/pg/.s.PGSQL.5432".len();
+/// PostgreSQL's socket in the runtime directory.
+const POSTGRES_SOCKET: &str = "pg/.s.PGSQL.5432";
+/// What it and a slash add to the directory's name.
+const POSTGRES_SOCKET_BYTES: usize = POSTGRES_SOCKET.len() + 1;
 
 /// The user's directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +76,12 @@ pub struct Places {
 }
 
 impl Places {
+    /// PostgreSQL's socket.
+    #[must_use]
+    pub fn postgres_socket(&self) -> PathBuf {
+        self.runtime.join(POSTGRES_SOCKET)
+    }
+
     /// The places under this configuration. A data directory that is not the usual one keeps its sockets to itself, so
     /// that two daemons of one user do not meet.
     #[must_use]

@@ -11,6 +11,15 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// Of this many MiB; `None`, said loudly, where this user or machine cannot mount.
     pub fn new(mib: u64) -> Option<Self> {
+        Self::with(mib, &[])
+    }
+
+    /// As [`SmallDisk::new`], whose file system can encrypt.
+    pub fn encrypting(mib: u64) -> Option<Self> {
+        Self::with(mib, &["-O", "encrypt"])
+    }
+
+    fn with(mib: u64, features: &[&str]) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return Self::skipped("only root can mount a disk");
         }
@@ -19,7 +28,7 @@ impl SmallDisk {
         File::create(&image).unwrap().set_len(mib << 20).unwrap();
         fs::create_dir(&mount).unwrap();
         let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
-        if !run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-F"]).arg(&image)) {
+        if !run(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-F"]).args(features).arg(&image)) {
             return Self::skipped("there is no mkfs.ext4");
         }
         if !run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount)) {
@@ -29,12 +38,21 @@ impl SmallDisk {
     }
 
     fn skipped(reason: &str) -> Option<Self> {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have disks of its own: {reason}");
         eprintln!("\n==== SKIPPED, NOTHING TESTED: {reason}\n");
         None
     }
 
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mount")
+    }
+
+    /// Whether this text stands anywhere on the disk: what a thief of it would find.
+    pub fn holds(&self, wanted: &str) -> bool {
+        let mount = File::open(self.path()).unwrap();
+        rustix::fs::syncfs(&mount).unwrap();
+        let searched = Command::new("grep").args(["-qaF", wanted]).arg(self.dir.path().join("image")).status().unwrap();
+        searched.success()
     }
 
     /// Fills the disk until this many bytes are left; returns the file that does it.

@@ -386,6 +386,7 @@ impl BackupUseCases {
             Ok(scratch)
         });
         let scratch = scratch.map_err(BackupError::io("make a directory in", data))?;
+        self.foundation.at_rest.adopt(scratch.path()).map_err(BackupError::io("encrypt", scratch.path()))?;
         let landing = Landing {
             store,
             manifest: &manifest,
