@@ -40,6 +40,8 @@ pub enum Purpose {
     Version,
     /// A backup's manifest, and the head of an archived piece of the write-ahead log.
     Backup,
+    /// The answer of whoever holds the recovery sheet, signed by the recovery key.
+    Recovery,
 }
 
 impl Purpose {
@@ -55,6 +57,7 @@ impl Purpose {
             Self::Transfer => "transfer",
             Self::Version => "version",
             Self::Backup => "backup",
+            Self::Recovery => "recovery",
         }
     }
 }

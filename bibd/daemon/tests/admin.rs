@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bib_core::signature::Purpose;
 use bib_identity::recovery::RecoverySheet;
 use bib_proto::v1 as pb;
 use bib_proto::v1::admin_service_client::AdminServiceClient;
@@ -214,6 +215,35 @@ async fn the_recovery_sheet_is_handed_out_once_and_opens_the_secrets() {
     assert!(!format!("{listed:?}{body}").contains(secret));
     drop(session);
 
+    // Its holder can show that it is the right one: once for each question, with both keys. The old sheet cannot.
+    let old = RecoverySheet::parse(&first.sheet).unwrap().sheet;
+    let answer = |opened: Vec<u8>, signature: [u8; 64]| pb::VerifyRecoveryRequest {
+        opened: opened.into(),
+        signature: signature.to_vec().into(),
+    };
+    let question = calls.challenge_recovery(pb::ChallengeRecoveryRequest {}).await.unwrap().into_inner();
+    assert_eq!((&question.age_recipient, &question.peer_id), (&second.age_recipient, &peer));
+    assert!(old.open(&question.sealed).is_err());
+    let opened = parsed.sheet.open(&question.sealed).unwrap().expose_secret().to_vec();
+    let right = answer(opened.clone(), parsed.sheet.sign(Purpose::Recovery, &opened));
+    calls.verify_recovery(right.clone()).await.unwrap();
+    assert_eq!(refused(calls.verify_recovery(right).await), "BIB0010");
+    for wrong in [
+        answer(vec![0; 32], parsed.sheet.sign(Purpose::Recovery, &[0; 32])),
+        answer(opened.clone(), parsed.sheet.sign(Purpose::Succession, &opened)),
+        answer(Vec::new(), [0; 64]),
+    ] {
+        let question = calls.challenge_recovery(pb::ChallengeRecoveryRequest {}).await.unwrap().into_inner();
+        let mut wrong = wrong;
+        if wrong.opened == opened {
+            // The right bytes, signed for something else.
+            wrong.opened = parsed.sheet.open(&question.sealed).unwrap().expose_secret().to_vec().into();
+            wrong.signature = parsed.sheet.sign(Purpose::Succession, &wrong.opened).to_vec().into();
+        }
+        assert_eq!(refused(calls.verify_recovery(wrong).await), "BIB0010");
+    }
+    assert_eq!(node.entries("recovery.verify").await.len(), 4);
+
     // After a restart what is sealed is sealed to the recovery key still.
     let node = node.restart().await;
     let sealed = node.daemon.foundation().secrets.directory().unwrap();
@@ -240,6 +270,8 @@ async fn nobody_but_an_admin_gets_any_of_it_and_shutdown_stops_the_daemon() {
         };
     }
     refuse! {
+        challenge_recovery pb::ChallengeRecoveryRequest {};
+        verify_recovery pb::VerifyRecoveryRequest::default();
         get_config pb::GetConfigRequest {};
         update_config set("log.level", "debug");
         get_metrics pb::GetMetricsRequest {};

@@ -133,6 +133,7 @@ fn prints(command: &str) -> (Prints, &'static str) {
             Prints::Either(&[("With `--out`:", admin::RecoveryRow::FIELDS)]),
             "6 when keys were made before. Without `--out` the sheet is printed, whatever `-o` says.",
         ),
+        "admin recovery verify" => (one::<admin::SheetRow>(), "6 when it is another sheet, 2 when it is none."),
         "admin storage collect" => (many::<admin::CollectRow>(), ""),
         "admin storage scrub" => (many::<admin::ScrubRow>(), "7 when a chunk is corrupt or missing."),
         "admin shutdown" => (one::<Done>(), ""),

@@ -121,6 +121,7 @@ fn the_names_of_the_issue_are_there() {
         "admin logs",
         "admin metrics",
         "admin recovery export",
+        "admin recovery verify",
         "admin storage collect",
         "admin storage scrub",
         "admin shutdown",

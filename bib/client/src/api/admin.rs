@@ -96,6 +96,16 @@ impl Admin {
         call!(self, No, AdminServiceClient, export_recovery, request)
     }
 
+    /// Asks for the holder of the recovery sheet.
+    pub async fn challenge_recovery(&self) -> Result<pb::ChallengeRecoveryResponse> {
+        call!(self, No, AdminServiceClient, challenge_recovery, pb::ChallengeRecoveryRequest {})
+    }
+
+    /// Answers as the holder of the recovery sheet.
+    pub async fn verify_recovery(&self, request: pb::VerifyRecoveryRequest) -> Result<pb::VerifyRecoveryResponse> {
+        call!(self, No, AdminServiceClient, verify_recovery, request)
+    }
+
     /// Collects chunks that nothing keeps alive, or says which it would.
     pub async fn collect_garbage(&self, request: pb::CollectGarbageRequest) -> Result<pb::CollectGarbageResponse> {
         call!(self, No, AdminServiceClient, collect_garbage, request)

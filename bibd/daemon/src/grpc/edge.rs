@@ -31,6 +31,7 @@ use crate::services::dataset::DatasetUseCases;
 use crate::services::grant::GrantUseCases;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
+use crate::services::recovery_check::RecoveryCheck;
 use crate::services::refusals::Refusals;
 use crate::services::rotation::Rotation;
 use crate::services::topic::TopicUseCases;
@@ -93,6 +94,7 @@ impl Edge {
             rotation,
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
+            recovery_check: RecoveryCheck::new(base.clone(), foundation.secrets.clone()),
             backups,
             collector: data.collector.clone(),
             scrub: data.scrub.clone(),

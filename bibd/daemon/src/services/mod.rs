@@ -34,6 +34,7 @@ mod publish_records;
 pub mod receive;
 pub mod receive_pages;
 pub mod recovery;
+pub mod recovery_check;
 pub mod reference;
 pub mod refusals;
 pub mod rotation;

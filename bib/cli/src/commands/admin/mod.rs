@@ -18,7 +18,7 @@ pub(crate) mod rows {
     pub(crate) use super::config::ConfigRow;
     pub(crate) use super::database::{FindingRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
-    pub(crate) use super::recovery::RecoveryRow;
+    pub(crate) use super::recovery::{RecoveryRow, SheetRow};
     pub(crate) use super::storage::{CollectRow, ScrubRow};
 }
 

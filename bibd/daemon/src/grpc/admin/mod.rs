@@ -31,6 +31,7 @@ use crate::services::database_audit::DatabaseAudit;
 use crate::services::journal::Journal;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
+use crate::services::recovery_check::RecoveryCheck;
 use crate::services::rotation::Rotation;
 use crate::services::scrub::ScrubUseCases;
 
@@ -54,6 +55,8 @@ pub struct AdminParts {
     pub node: NodeUseCases,
     /// The recovery sheet.
     pub recovery: Recovery,
+    /// Asks for it.
+    pub recovery_check: RecoveryCheck,
     /// Backups.
     pub backups: BackupUseCases,
     /// Garbage.
@@ -241,6 +244,30 @@ impl AdminService for AdminHandler {
             age_recipient: exported.public.age_recipient,
             ed25519_fingerprint: exported.key.to_string(),
         }))
+    }
+
+    async fn challenge_recovery(
+        &self,
+        request: Request<pb::ChallengeRecoveryRequest>,
+    ) -> Result<Response<pb::ChallengeRecoveryResponse>, Status> {
+        let call = call_of(&request)?;
+        let question = self.parts.recovery_check.ask(&call).await?;
+        Ok(Response::new(pb::ChallengeRecoveryResponse {
+            sealed: question.sealed.into(),
+            ed25519_fingerprint: bib_core::PeerId::from_public_key(question.public.ed25519).to_string(),
+            age_recipient: question.public.age_recipient,
+            peer_id: question.peer.to_string(),
+        }))
+    }
+
+    async fn verify_recovery(
+        &self,
+        request: Request<pb::VerifyRecoveryRequest>,
+    ) -> Result<Response<pb::VerifyRecoveryResponse>, Status> {
+        let call = call_of(&request)?;
+        let answer = request.into_inner();
+        self.parts.recovery_check.judge(&call, &answer.opened, &answer.signature).await?;
+        Ok(Response::new(pb::VerifyRecoveryResponse {}))
     }
 
     async fn collect_garbage(

@@ -181,6 +181,8 @@ methods! {
     Actor 2 "/bib.v1.AdminService/GetDatabaseStatus",
     Actor 20 "/bib.v1.AdminService/RotateDatabase",
     Actor 10 "/bib.v1.AdminService/ExportRecovery",
+    Actor 10 "/bib.v1.AdminService/ChallengeRecovery",
+    Actor 10 "/bib.v1.AdminService/VerifyRecovery",
     Actor 20 "/bib.v1.AdminService/CollectGarbage",
     Actor 50 "/bib.v1.AdminService/Scrub",
     Actor 50 "/bib.v1.AdminService/CreateBackup",
