@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bib_identity::TimeSource;
 use bib_identity::file::FileError;
 use bib_identity::sealed::SealError;
 use bib_identity::server_tls::ServerTlsError;
-use bib_identity::{NodeKey, TimeSource};
 use bib_proto::v1::health_service_server::HealthServiceServer;
 use bibd_catalog::migrate::MigrateError;
 use bibd_postgres::process::ProcessPostgres;
@@ -24,7 +24,7 @@ use crate::at_rest::{AtRest, AtRestError};
 use crate::certificates::{CertificateSettings, Certificates, CertificatesError};
 use crate::clock::{Clock, Entropy, Ids};
 use crate::config::places::Home;
-use crate::config::{AtRestMode, Loaded, Places};
+use crate::config::{Loaded, Places};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::errors::ErrorCode;
 use crate::foundation::{self, Foundation, Shutdown, SuperuserUses};
@@ -256,7 +256,7 @@ impl Daemon {
         let random = foundation::randomness(&options.entropy);
         let store = Arc::new(secrets.clone());
         let mut settings = foundation::postgres_settings(config, &places);
-        let at_rest = open_at_rest(config.encryption.at_rest, &places, &secrets, &key).await?;
+        let at_rest = AtRest::unlock(config.encryption.at_rest, &places, &secrets, &key).await?;
         let adopting = at_rest.clone();
         settings.on_new_directory = OnNewDirectory::new(move |path| adopting.adopt(path));
         let postgres: Arc<dyn ManagedPostgres> =
@@ -348,7 +348,7 @@ impl Daemon {
         let ready = ready(&foundation, &bound);
         listen(&foundation, bound, stack, routes)?;
         foundation.health.set("daemon", Condition::Serving);
-        foundation.health.set("encryption", at_rest_condition(&foundation.at_rest));
+        foundation.health.set("encryption", foundation.at_rest.condition());
         let ready_file = ReadyFile::write(&foundation.places.ready, &ready)?;
         let duration_ms = foundation.clock.monotonic().saturating_duration_since(foundation.started).as_millis();
         tracing::info!(socket = %ready.socket.display(), addresses = ?ready.addresses, %duration_ms, "bibd serves");
@@ -588,32 +588,6 @@ async fn stop_all(foundation: &Foundation, drain: Duration) {
     foundation.db.close().await;
     supervisor.stop(TaskKind::Foundation, BACKGROUND_DEADLINE).await;
     stop_postgres(foundation.postgres.as_ref()).await;
-}
-
-fn at_rest_condition(at_rest: &AtRest) -> Condition {
-    match at_rest.plain() {
-        Ok(plain) if plain.is_empty() => Condition::Serving,
-        Ok(plain) => {
-            let names: Vec<String> = plain.iter().map(|path| format!("`{}`", path.display())).collect();
-            Condition::Degraded(format!("not encrypted yet: {}; stop and start bibd", names.join(", ")))
-        }
-        Err(error) => Condition::Degraded(crate::grpc::error::chain(&error)),
-    }
-}
-
-/// Unlocks and encrypts, which may copy for long, before the database and the chunks are opened.
-async fn open_at_rest(
-    mode: AtRestMode,
-    places: &Places,
-    secrets: &Secrets,
-    key: &Arc<NodeKey>,
-) -> Result<AtRest, StartError> {
-    let socket = places.postgres_socket();
-    // Its directories must not be taken away under a server that outlived its daemon.
-    let is_running = tokio::net::UnixStream::connect(&socket).await.is_ok();
-    let (root, secrets, key) = (places.data.clone(), secrets.clone(), Arc::clone(key));
-    let opened = tokio::task::spawn_blocking(move || AtRest::open(mode, &root, is_running, &secrets, &key)).await;
-    Ok(opened.map_err(|error| StartError::Services(error.into()))??)
 }
 
 async fn stop_postgres(postgres: &dyn ManagedPostgres) {

@@ -27,7 +27,9 @@ use secrecy::{ExposeSecret as _, SecretSlice};
 use zeroize::Zeroizing;
 
 use self::fscrypt::{KEY_BYTES, KeyId, Policy};
-use crate::config::AtRestMode;
+use crate::config::{AtRestMode, Places};
+use crate::grpc::error::chain;
+use crate::grpc::health::Condition;
 use crate::secrets::Secrets;
 
 /// The sealed file that keeps the key.
@@ -160,6 +162,37 @@ pub fn is_supported(root: &Path) -> Result<bool, AtRestError> {
 }
 
 impl AtRest {
+    /// As [`AtRest::open`], before the database and the chunks of `places` are opened.
+    ///
+    /// # Errors
+    /// As [`AtRest::open`].
+    pub async fn unlock(
+        mode: AtRestMode,
+        places: &Places,
+        secrets: &Secrets,
+        node: &Arc<NodeKey>,
+    ) -> Result<Self, AtRestError> {
+        // The directories must not be taken away under a server that outlived its daemon.
+        let is_running = tokio::net::UnixStream::connect(places.postgres_socket()).await.is_ok();
+        let (root, secrets, node) = (places.data.clone(), secrets.clone(), Arc::clone(node));
+        let opening = move || Self::open(mode, &root, is_running, &secrets, &node);
+        let broken = |error| AtRestError::io("unlock", &places.data)(io::Error::other(error));
+        tokio::task::spawn_blocking(opening).await.map_err(broken)?
+    }
+
+    /// How it is, for health.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        match self.plain() {
+            Ok(plain) if plain.is_empty() => Condition::Serving,
+            Ok(plain) => {
+                let names: Vec<String> = plain.iter().map(|path| format!("`{}`", path.display())).collect();
+                Condition::Degraded(format!("not encrypted yet: {}; stop and start bibd", names.join(", ")))
+            }
+            Err(error) => Condition::Degraded(chain(&error)),
+        }
+    }
+
     /// Unlocks what is encrypted in the data directory `root` and, when `mode` says so, encrypts what is not. While
     /// `is_server_running`, the server's directories are left for another start. Blocks for as long as copying takes.
     ///
@@ -235,7 +268,7 @@ impl AtRest {
     ///
     /// # Errors
     /// When one cannot be looked at.
-    pub fn plain(&self) -> Result<Vec<PathBuf>, AtRestError> {
+    fn plain(&self) -> Result<Vec<PathBuf>, AtRestError> {
         let plain = states(&self.root)?.into_iter().filter(|(_, state)| self.is_on && *state == State::Plain);
         Ok(plain.map(|(path, _)| path).collect())
     }
