@@ -1,5 +1,10 @@
 //! kill -9 at every step of a backup, a restore and a verification: nothing half made counts, and the next one succeeds.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests say what they measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests say what they measured; the harness of faults spawns tasks"
+)]
 
 mod faults;
 

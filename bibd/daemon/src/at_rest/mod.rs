@@ -223,7 +223,7 @@ impl AtRest {
     }
 
     fn open_directory(&self, path: &Path, is_in_use: bool) -> Result<(), AtRestError> {
-        let Some(id) = self.unlock(path)? else { return Ok(()) };
+        let Some(id) = self.give_key(path)? else { return Ok(()) };
         match look(path)? {
             Policy::Key(found) if found == id => convert::sweep(path),
             Policy::Key(_) | Policy::Foreign => Err(AtRestError::OtherKey { path: path.to_owned() }),
@@ -237,7 +237,7 @@ impl AtRest {
     }
 
     /// Gives the key to the file system of `path`; `None` when nothing is encrypted.
-    fn unlock(&self, path: &Path) -> Result<Option<KeyId>, AtRestError> {
+    fn give_key(&self, path: &Path) -> Result<Option<KeyId>, AtRestError> {
         let Some(key) = &self.key else { return Ok(None) };
         match fscrypt::add_key(path, key) {
             Ok(id) => Ok(Some(id)),
