@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::{Profile, Programs};
 use crate::process::{capture, cargo, root, run};
-use crate::{machine, postgres, soak, test, tidy};
+use crate::{hardening, image, machine, postgres, soak, test, tidy};
 
 /// Enough to meet each kind of kill once.
 const SOAK_ROUNDS: u64 = 6;
@@ -27,6 +27,7 @@ pub fn run_all() -> anyhow::Result<()> {
         postgres::ensure()?;
         machine::ensure_nextest()
     })?;
+    steps.step("container engines and image", image::ensure)?;
     steps.step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
     steps.step("tidy", tidy::run)?;
     steps.step("licences, bans, sources", || {
@@ -45,6 +46,7 @@ pub fn run_all() -> anyhow::Result<()> {
         run(doc.args(["doc", "--workspace", "--lib", "--no-deps", "--locked", "--quiet", "--keep-going"]))
     })?;
     let summary = steps.step("tests", || test::run_all(&[]))?;
+    steps.step("checklist on every provisioner", || hardening::check(&Programs::built(Profile::Dev)?))?;
     // The tests have built the programs; another selection of packages would build their dependencies again.
     steps.step("soak", || soak::run(Programs::built(Profile::Dev)?, SOAK_ROUNDS, SOAK_DEATHS, SOAK_SEED, false))?;
     steps.print();

@@ -29,6 +29,16 @@ const PARTS: &[Part] = &[
     Part { program: "python3", apt: "python3", dnf: "python3" },
 ];
 
+/// What the tests of the container provisioner use. `cargo xtask ci` installs them; where they are missing elsewhere,
+/// those tests say so.
+const CONTAINER_PARTS: &[Part] = &[
+    Part { program: "docker", apt: "docker.io", dnf: "moby-engine" },
+    Part { program: "dockerd", apt: "docker.io", dnf: "moby-engine" },
+    Part { program: "podman", apt: "podman", dnf: "podman" },
+    Part { program: "runc", apt: "runc", dnf: "runc" },
+    Part { program: "mmdebstrap", apt: "mmdebstrap", dnf: "mmdebstrap" },
+];
+
 /// The package manager of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackageManager {
@@ -88,7 +98,19 @@ pub fn install(what: &str, apt: &[&str], dnf: &[&str]) -> anyhow::Result<()> {
 /// # Errors
 /// As [`install`].
 pub fn ensure_parts() -> anyhow::Result<()> {
-    let missing: Vec<&Part> = PARTS.iter().filter(|part| find_program(part.program).is_none()).collect();
+    ensure_all(PARTS)
+}
+
+/// Installs whatever of [`CONTAINER_PARTS`] is missing.
+///
+/// # Errors
+/// As [`install`].
+pub fn ensure_container_parts() -> anyhow::Result<()> {
+    ensure_all(CONTAINER_PARTS)
+}
+
+fn ensure_all(parts: &[Part]) -> anyhow::Result<()> {
+    let missing: Vec<&Part> = parts.iter().filter(|part| find_program(part.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask demo | test | bench | soak | ci | tidy`.
+//! What a developer runs: `cargo xtask demo | test | bench | soak | image | hardening | ci | tidy`.
 //!
 //! Links none of the product: it drives the built programs as a user would, so a change of the product never keeps the
 //! tool that checks it from compiling. Start with [`ci`] for what must hold, with [`demo`] for what BIB does.
@@ -13,6 +13,9 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod ci;
 mod demo;
+mod engines;
+mod hardening;
+mod image;
 mod machine;
 mod node;
 mod offline;
@@ -66,6 +69,10 @@ enum Command {
         #[arg(long)]
         no_page: bool,
     },
+    /// Builds PostgreSQL's container image from the distribution's packages, where none can be pulled.
+    Image,
+    /// Makes docs/hardening.md: the checklist of the managed PostgreSQL on every provisioner.
+    Hardening,
     /// Exactly what CI runs: format, clippy, documentation, tidy, licences, tests, a short soak.
     Ci,
     /// Checks the rules that the compiler cannot.
@@ -79,6 +86,10 @@ fn main() -> ExitCode {
         Command::Bench { page: true, .. } => bench::write_page(),
         Command::Bench { names, .. } => bench::run(&names),
         Command::Soak { rounds, seed, no_page } => soak::run_built(rounds, seed, !no_page),
+        Command::Image => image::build(),
+        Command::Hardening => {
+            node::Programs::build(node::Profile::Dev).and_then(|programs| hardening::write(&programs))
+        }
         Command::Ci => ci::run_all(),
         Command::Tidy => tidy::run(),
     };

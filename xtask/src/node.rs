@@ -114,13 +114,34 @@ pub struct Node {
     die_at: Option<String>,
     child: Option<Child>,
     ready: Option<Ready>,
+    /// Variables that say what runs PostgreSQL.
+    database: Vec<(&'static str, String)>,
 }
 
 impl Node {
     /// A node that lives in `home`; nothing is started.
     #[must_use]
     pub fn new(programs: Programs, home: &Path) -> Self {
-        Self { programs, home: home.to_owned(), die_at: None, child: None, ready: None }
+        // Binaries that are here start in a second; an image might have to be pulled first.
+        let database = vec![("BIBD__DATABASE__PROVISIONER", "process".to_owned())];
+        Self { programs, home: home.to_owned(), die_at: None, child: None, ready: None, database }
+    }
+
+    /// From the next start on PostgreSQL runs in a container of the engine behind `socket`.
+    pub fn in_a_container(&mut self, socket: &str, image: &str) {
+        self.database = vec![
+            ("BIBD__DATABASE__PROVISIONER", "container".to_owned()),
+            ("BIBD__DATABASE__CONTAINER__SOCKET", socket.to_owned()),
+            ("BIBD__DATABASE__CONTAINER__IMAGE", image.to_owned()),
+        ];
+    }
+
+    /// The command that removes all of the node once it has stopped.
+    #[must_use]
+    pub fn cleanup(&self) -> Command {
+        let mut command = self.bibd(["cleanup", "--yes"]);
+        self.at_home(&mut command);
+        command
     }
 
     /// The data directory.
@@ -148,11 +169,15 @@ impl Node {
     pub fn daemon(&self) -> Command {
         let mut command = self.bibd(["run"]);
         command.envs(self.die_at.as_ref().map(|point| (DIE_AT, point)));
-        command.args(["--data-dir".as_ref(), self.data().as_os_str()]);
-        command.args(["--config-dir".as_ref(), self.home.join("config").as_os_str()]);
+        self.at_home(&mut command);
         command.args(["--ready-file".as_ref(), self.ready_file().as_os_str()]);
         command.args(["--listen", "127.0.0.1:0"]);
         command
+    }
+
+    fn at_home(&self, command: &mut Command) {
+        command.args(["--data-dir".as_ref(), self.data().as_os_str()]);
+        command.args(["--config-dir".as_ref(), self.home.join("config").as_os_str()]);
     }
 
     /// `bibd` with these arguments.
@@ -161,6 +186,7 @@ impl Node {
         let mut command = Command::new(&self.programs.bibd);
         command.args(arguments).stdin(Stdio::null());
         self.private(&mut command);
+        command.envs(self.database.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the README's test command.
 
 use crate::process::{cargo, run, run_and_find};
-use crate::{machine, postgres};
+use crate::{image, machine, postgres};
 
 /// Builds everything, runs every test and every example in the documentation; returns nextest's summary line.
 ///
@@ -10,6 +10,7 @@ use crate::{machine, postgres};
 pub fn run_all(nextest: &[String]) -> anyhow::Result<Option<String>> {
     let postgres = postgres::ensure()?;
     println!("PostgreSQL: {}", postgres.display());
+    image::prepare()?;
     machine::ensure_nextest()?;
     // All targets at once: `bib` and `bibd` are then there for the tests that drive them, built with the same features
     // of the dependencies as the tests, so that nothing is compiled twice.

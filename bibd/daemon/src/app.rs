@@ -13,8 +13,8 @@ use bib_identity::sealed::SealError;
 use bib_identity::server_tls::ServerTlsError;
 use bib_proto::v1::health_service_server::HealthServiceServer;
 use bibd_catalog::migrate::MigrateError;
-use bibd_postgres::process::ProcessPostgres;
-use bibd_postgres::{Failpoints, ManagedPostgres, OnNewDirectory, State, Stop};
+use bibd_postgres::choose::choose;
+use bibd_postgres::{Failpoints, ManagedPostgres, OnNewDirectory, State, Stop, moving};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tonic::service::Routes;
@@ -253,21 +253,21 @@ impl Daemon {
         let caps = Caps { total: config.grpc.max_connections, per_address: config.grpc.max_connections_per_address };
         let connections = ConnectionRegistry::new(caps, Arc::clone(&options.clock), Arc::clone(&metrics));
 
-        let random = foundation::randomness(&options.entropy);
-        let store = Arc::new(secrets.clone());
-        let mut settings = foundation::postgres_settings(config, &places);
+        let (random, store) = (foundation::randomness(&options.entropy), Arc::new(secrets.clone()));
+        let mut settings = foundation::postgres_settings(config, &places).of_node(&peer_id.short());
         let at_rest = AtRest::unlock(config.encryption.at_rest, &places, &secrets, &key).await?;
         let adopting = at_rest.clone();
         settings.on_new_directory = OnNewDirectory::new(move |path| adopting.adopt(path));
-        let postgres: Arc<dyn ManagedPostgres> =
-            Arc::new(ProcessPostgres::new(settings, store.clone(), random.clone()));
+        let wanted = foundation::wanted_provisioner(config);
+        moving::carry_out(wanted, &settings, store.clone(), random.clone()).await?;
+        let postgres = choose(wanted, settings, store.clone(), random.clone()).await?;
         let superuser_uses = Arc::new(SuperuserUses::default());
         let database =
             bibd_postgres::Database::new(Arc::clone(&postgres), store, Arc::clone(&superuser_uses) as _, random);
         let database = Arc::new(database.with_failpoints(options.failpoints.clone()));
         let provisioned = postgres.provision().await?;
         let how = postgres.start().await?;
-        tracing::info!(postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
+        tracing::info!(provisioner = postgres.choice().name(), postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
         let outcome = async {
             let (db, pools) = foundation::open_database(config, &database, options.clock.as_ref()).await?;
             Ok::<_, StartError>((db, pools, foundation::open_blobs(config, &data)?))

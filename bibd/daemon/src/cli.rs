@@ -14,11 +14,13 @@ use bibd_postgres::Failpoints;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
+mod cleanup;
 mod restore;
 
 use crate::app::{Daemon, Options, StartError};
 use crate::at_rest::AtRest;
 use crate::backup::BackupError;
+use crate::cleanup::CleanupError;
 use crate::clock::{Entropy, SystemClock};
 use crate::config::load::Problems;
 use crate::config::places::{Home, find_config_file};
@@ -67,6 +69,8 @@ enum Command {
     },
     /// Makes a node again out of a store of backups, on a machine that has nothing of it but a key.
     Restore(restore::Args),
+    /// Removes a node: its database, the container of it, chunks, keys and secrets, after a question.
+    Cleanup(cleanup::Args),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -123,21 +127,28 @@ enum Failure {
     },
     #[error(transparent)]
     Restore(#[from] BackupError),
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
     #[error("something must be repaired")]
     Doctor,
+}
+
+fn by_code(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::DATA_DIR_LOCKED => 3,
+        ErrorCode::ADDRESS_IN_USE => 4,
+        ErrorCode::POSTGRES_UNAVAILABLE => 5,
+        ErrorCode::IDENTITY_UNUSABLE => 6,
+        _ => 1,
+    }
 }
 
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage { .. } => 2,
-            Self::Start(error) => match error.code() {
-                ErrorCode::DATA_DIR_LOCKED => 3,
-                ErrorCode::ADDRESS_IN_USE => 4,
-                ErrorCode::POSTGRES_UNAVAILABLE => 5,
-                ErrorCode::IDENTITY_UNUSABLE => 6,
-                _ => 1,
-            },
+            Self::Start(error) => by_code(error.code()),
+            Self::Cleanup(error) => by_code(error.code()),
             Self::Restore(error) => match error.code() {
                 ErrorCode::IDENTITY_UNUSABLE => 6,
                 ErrorCode::INTEGRITY => 7,
@@ -153,6 +164,7 @@ impl Failure {
             Self::Config(_) | Self::Usage { .. } => ErrorCode::CONFIG_INVALID,
             Self::Start(error) => error.code(),
             Self::Restore(error) => error.code(),
+            Self::Cleanup(error) => error.code(),
             Self::Stopped(_) | Self::Io { .. } | Self::Doctor => ErrorCode::INTERNAL,
         }
     }
@@ -162,6 +174,7 @@ impl Failure {
             Self::Usage { hint, .. } => Some(hint.clone()),
             Self::Start(error) => Some(error.hint()),
             Self::Restore(error) => Some(error.hint()),
+            Self::Cleanup(error) => Some(error.hint()),
             Self::Stopped(_) | Self::Io { .. } => Some("`bibd doctor` looks for the cause".to_owned()),
             Self::Config(_) | Self::Doctor => None,
         }
@@ -216,6 +229,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = load(&cli.common, &home)?.config;
             let text = in_runtime(args.run(config, &home, failpoints()?))??;
             print(&text)
+        }
+        Command::Cleanup(args) => {
+            let loaded = load(&cli.common, &home)?;
+            let file = loaded.file.clone();
+            in_runtime(args.run(loaded.config, &home, file.as_deref()))?
         }
         Command::Init(args) => {
             write_config(&cli.common, &home)?;

@@ -35,6 +35,9 @@ const IDENTITY_FORMAT: &str = "bib-identity/1\n";
 /// The mark of a directory that `bibd restore` has not finished.
 pub const RESTORING: &str = "RESTORING";
 
+/// The mark of a directory that `bibd cleanup` has not finished.
+pub const REMOVING: &str = "REMOVING";
+
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -49,6 +52,12 @@ pub enum DataDirError {
     /// A restore was cut off.
     #[error("`{path}` says that a restore into this directory was not finished")]
     Restoring {
+        /// The mark.
+        path: PathBuf,
+    },
+    /// A removal was cut off.
+    #[error("`{path}` says that the node in this directory is being removed")]
+    Removing {
         /// The mark.
         path: PathBuf,
     },
@@ -101,6 +110,7 @@ impl DataDirError {
     pub fn hint(&self) -> String {
         match self {
             Self::Locked { .. } => "stop it first, or choose another directory with --data-dir".to_owned(),
+            Self::Removing { .. } => "run `bibd cleanup` again: nothing of this node can be used any more".to_owned(),
             Self::Restoring { .. } => "run the same `bibd restore` again, or remove the directory".to_owned(),
             Self::Format { .. } => "use the release of bibd that wrote it, or a newer one".to_owned(),
             Self::Epoch { .. } => "restore identity/epoch from the same backup as the key: a wrong number could make \
@@ -164,8 +174,26 @@ impl DataDir {
         if mark.exists() {
             return Err(DataDirError::Restoring { path: mark });
         }
+        let mark = root.join(REMOVING);
+        if mark.exists() {
+            return Err(DataDirError::Removing { path: mark });
+        }
         ensure_format(&root.join("FORMAT"), FORMAT, "bib-data/1")?;
         Ok(Self { root, _lock: lock })
+    }
+
+    /// Locks a directory whose node is to be removed, half restored or half removed ones too; `None` when it is not a
+    /// node's. Makes nothing but the lock.
+    ///
+    /// # Errors
+    /// [`DataDirError`]: a daemon uses it, or the system refuses.
+    pub fn open_to_remove(root: &Path) -> Result<Option<Self>, DataDirError> {
+        if !["FORMAT", RESTORING, REMOVING].iter().any(|name| root.join(name).is_file()) {
+            return Ok(None);
+        }
+        let root = root.canonicalize().map_err(DataDirError::io("find", root))?;
+        let lock = lock(&root)?;
+        Ok(Some(Self { root, _lock: lock }))
     }
 
     /// The directory.

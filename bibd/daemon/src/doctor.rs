@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bibd_postgres::account::Account;
-use bibd_postgres::{RunAs, binaries, network_kind};
+use bibd_postgres::choose::Survey;
+use bibd_postgres::{Choice, network_kind};
 use serde::Serialize;
 
 use crate::at_rest::{self, AtRestError};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::places::{Home, MAX_SOCKET_PATH_BYTES};
 use crate::config::{AtRestMode, Config, Places};
+use crate::foundation;
 use crate::grpc::error::chain;
 
 /// How a check ended.
@@ -133,23 +135,35 @@ fn running(report: &mut Report, places: &Places) -> bool {
 }
 
 async fn postgres(report: &mut Report, config: &Config, places: &Places) {
-    let run_as = config.database.run_as.clone().map(RunAs::User);
-    let account = match Account::choose(run_as.as_ref(), &places.data.join("postgres/data")).await {
-        Ok(account) => account,
+    let settings = foundation::postgres_settings(config, places);
+    match Account::choose(settings.run_as.as_ref(), &places.data.join("postgres/data")).await {
+        Ok(account) => report.ok("postgres.account", format!("uid {}, gid {}", account.uid, account.gid)),
         Err(error) => {
             let hint = error.hint().unwrap_or_default();
             return report.note("postgres.account", Status::Fail, chain(&error), hint);
         }
-    };
-    report.ok("postgres.account", format!("uid {}, gid {}", account.uid, account.gid));
-    match binaries::choose(config.database.bin_dir.as_deref(), None, account).await {
-        Ok(found) => {
-            let version = found.version.map_or_else(|| "unknown version".to_owned(), |version| version.to_string());
-            report.ok("postgres.binaries", format!("{version} in `{}`", found.bin_dir.display()));
-        }
-        Err(error) => report.note("postgres.binaries", Status::Fail, chain(&error), error.hint().unwrap_or_default()),
     }
-    report.ok("postgres.provisioner", "process; container and kubernetes are not available in this version");
+    let survey = Survey::of(&settings).await;
+    let (choice, why) = survey.choice(foundation::wanted_provisioner(config));
+    // What was not chosen need not work; why it was passed over is worth a line.
+    for (name, found, own) in [
+        ("postgres.container", survey.container.as_ref().map(ToString::to_string), Choice::Container),
+        ("postgres.binaries", survey.process.as_ref().map(Clone::clone), Choice::Process),
+    ] {
+        match found {
+            Ok(found) => report.ok(name, found),
+            Err(error) if own == choice => {
+                report.note(name, Status::Fail, chain(error), error.hint().unwrap_or_default());
+            }
+            Err(error) => report.ok(name, format!("passed over: {}", chain(error))),
+        }
+    }
+    match survey.remembered {
+        Ok(_) => report.ok("postgres.provisioner", format!("{}: it {why}", choice.name())),
+        Err(error) => {
+            report.note("postgres.provisioner", Status::Fail, chain(&error), error.hint().unwrap_or_default());
+        }
+    }
 }
 
 async fn directories(report: &mut Report, config: &Config, places: &Places, home: &Home) {

@@ -10,9 +10,10 @@ use bib_identity::NodeKey;
 use bibd_blobs::BlobStore;
 use bibd_catalog::{Db, migrate};
 use bibd_postgres::database::Database;
+use bibd_postgres::settings::ContainerLimits;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
 use bibd_postgres::wal::SEGMENT_BYTES;
-use bibd_postgres::{Failpoints, ManagedPostgres, Randomness, RunAs, Settings, Wal};
+use bibd_postgres::{Choice, Failpoints, ManagedPostgres, Randomness, RunAs, Settings, Wal, Wanted};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use crate::app::StartError;
 use crate::at_rest::AtRest;
 use crate::certificates::Certificates;
 use crate::clock::{Clock, Entropy, Ids};
-use crate::config::{Compression, Config, Loaded, Places};
+use crate::config::{Compression, Config, Loaded, Places, Provisioner};
 use crate::data_dir::DataDir;
 use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::health::HealthBoard;
@@ -199,7 +200,31 @@ pub(crate) fn postgres_settings_at(config: &Config, data: &Path, runtime: &Path)
     settings.allow_network_fs = database.allow_network_filesystem;
     settings.start_deadline = database.start_timeout.0;
     settings.stop_deadline = database.stop_timeout.0;
+    let (container, wanted) = (&mut settings.container, &database.container);
+    container.socket.clone_from(&wanted.socket);
+    container.image.clone_from(&wanted.image);
+    container.digest.clone_from(&wanted.digest);
+    container.pull_stalled = wanted.pull_timeout.0;
+    container.relabel = wanted.selinux_relabel;
+    container.limits = ContainerLimits {
+        memory_bytes: wanted.memory.0,
+        cpus: wanted.cpus,
+        pids: wanted.pids,
+        shm_bytes: wanted.shm.0,
+        tmpfs_bytes: wanted.tmpfs.0,
+        open_files: wanted.open_files,
+    };
     settings
+}
+
+/// What the configuration asks for.
+pub(crate) fn wanted_provisioner(config: &Config) -> Wanted {
+    match config.database.provisioner {
+        // Loading the configuration refuses what this version does not have.
+        Provisioner::Auto | Provisioner::Kubernetes => Wanted::Auto,
+        Provisioner::Process => Wanted::Exactly(Choice::Process),
+        Provisioner::Container => Wanted::Exactly(Choice::Container),
+    }
 }
 
 /// A generator for `bibd-postgres`.

@@ -12,6 +12,7 @@ pub mod app;
 pub mod at_rest;
 pub mod backup;
 pub mod certificates;
+pub mod cleanup;
 pub mod cli;
 pub mod clock;
 pub mod config;

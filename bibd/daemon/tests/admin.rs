@@ -285,6 +285,7 @@ async fn nobody_but_an_admin_gets_any_of_it_and_shutdown_stops_the_daemon() {
         audit_database pb::AuditDatabaseRequest {};
         get_database_status pb::GetDatabaseStatusRequest {};
         rotate_database pb::RotateDatabaseRequest::default();
+        move_database pb::MoveDatabaseRequest { to: "process".to_owned(), dry_run: true };
         export_recovery pb::ExportRecoveryRequest::default();
         collect_garbage pb::CollectGarbageRequest::default();
         scrub pb::ScrubRequest {};

@@ -34,6 +34,61 @@ async fn write_topics(node: &Node, prefix: &str, count: u32) -> Vec<Moment> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_in_docker_is_restored_into_docker() {
+    in_a_container("/run/docker.sock").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_in_podman_is_restored_into_podman() {
+    in_a_container("/run/podman/podman.sock").await;
+}
+
+/// The same way with every program of PostgreSQL in a container: the archive's and the recovery's two lines of `sh`,
+/// `pg_basebackup` and `pg_verifybackup`.
+async fn in_a_container(socket: &str) {
+    let Some(place) = Place::in_a_container(socket).await else { return };
+    let node = Node::start(&place, "data").await;
+    node.export_recovery(&place.sheet()).await;
+    let own = place.containers();
+    assert_eq!(own.len(), 1, "{own:?}");
+    node.abandon_backup(1).await;
+    wait_for("no program is left in the container", Duration::from_secs(30), async || {
+        !place.engine(&["top", &own[0]]).contains("pg_basebackup")
+    })
+    .await;
+    wait_for("a backup can be made again", Duration::from_secs(30), async || node.can_make_backup().await).await;
+    let moments = write_topics(&node, "after", 10).await;
+    let (time, topics) = moments[4];
+    let (last, total) = *moments.last().unwrap();
+    wait_for("the log is in the store", Duration::from_secs(60), async || {
+        node.rename_topic("after0").await;
+        node.backups().await[0].reachable > last.to_string()
+    })
+    .await;
+    let id = node.backups().await[0].id.clone();
+    let checked = node.verify(&id).await;
+    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
+    assert_eq!(place.containers(), own, "the verification's container is gone");
+    node.stop().await;
+    std::fs::remove_dir_all(place.path("data")).unwrap();
+    // The container of a node whose files are gone is in nobody's way: it does not run and names another directory.
+    let restored = place.restore("moment", &["--time", &time.to_string()]);
+    assert_eq!((&restored["rows"]["topics"], &restored["verdict"]), (&topics.into(), &"OK".into()), "{restored}");
+    place.killed_restore("killed", "restore.unpacked");
+    assert_eq!(place.containers(), own, "it died before the server started");
+    place.killed_restore("killed", "restore.recovered");
+    assert_eq!(place.containers().len(), 2, "its server is left");
+    let restored = place.restore("killed", &[]);
+    assert_eq!(restored["rows"]["topics"], total, "{restored}");
+    assert_eq!(place.containers(), own, "no container of a restore is left");
+    place.engine(&["rm", "--force", &own[0]]);
+    let again = Node::start(&place, "killed").await;
+    assert_eq!((again.topics().await, again.audit_verdict().await), (total, "OK".to_owned()));
+    assert_eq!(place.containers(), own);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     let Some(place) = Place::new().await else { return };
     let node = Node::start(&place, "data").await;
@@ -78,6 +133,7 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 7, total));
     assert_eq!(again.audit_verdict().await, "OK");
     assert_eq!((again.entries("node.restore").await, again.entries("audit.epoch").await), (1, 1));
+    assert_eq!(again.failing_items().await, []);
     let second = again.make_backup().await;
     assert_eq!((second.epoch, second.timeline), (7, 2), "{second:?}");
     again.delete_backup(&backup.id).await;

@@ -68,6 +68,7 @@ async fn complete(channel: &Channel) -> (usize, usize) {
 /// `bibd restore`, dying at `point` when there is one.
 fn restore(place: &Place, to: &Path, point: Option<&str>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
+    command.env("BIBD__DATABASE__PROVISIONER", "process");
     command.arg("--config-dir").arg(place.dir.join("none")).arg("restore").arg("--from").arg(place.dir.join("store"));
     command.arg("--to").arg(to).arg("--identity").arg(place.dir.join("sheet")).args(["--output", "json"]);
     if let Some(point) = point {

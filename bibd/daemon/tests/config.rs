@@ -104,7 +104,15 @@ fn a_value_of_the_wrong_type_is_named_with_its_line() {
 fn what_this_version_cannot_do_is_refused_with_the_reason() {
     let cases = [
         ("database:\n  backend: sqlite\n", "database.backend", "a full node needs the managed PostgreSQL"),
-        ("database:\n  provisioner: container\n", "database.provisioner", "not available in this version"),
+        ("database:\n  provisioner: kubernetes\n", "database.provisioner", "not available in this version"),
+        ("database:\n  container:\n    digest: sha256:12\n", "database.container.digest", "64 hex digits"),
+        ("database:\n  container:\n    memory: 300MiB\n", "database.container.memory", "256MiB more"),
+        ("database:\n  container:\n    pids: 20\n", "database.container.pids", "at least 150"),
+        (
+            "data_dir: /srv/a:b\ndatabase:\n  container:\n    selinux_relabel: true\n",
+            "database.container.selinux_relabel",
+            "has a colon",
+        ),
         ("node:\n  mode: proxy\n", "node.mode", "only `full` is available in this version"),
         ("grpc:\n  max_message_bytes: 1MiB\n", "grpc.max_message_bytes", "must be 4MiB to 64MiB"),
         ("blobs:\n  trash_hours: 1\n", "blobs.trash_hours", "must be at least 24"),
@@ -112,7 +120,7 @@ fn what_this_version_cannot_do_is_refused_with_the_reason() {
     ];
     for (text, key, message) in cases {
         let found = problem(&yaml(text));
-        assert_eq!((found.0.as_str(), found.1), (key, Some(2)), "{text}");
+        assert_eq!((found.0.as_str(), found.1), (key, Some(text.lines().count())), "{text}");
         assert!(found.2.contains(message) && !found.3.is_empty(), "{found:?}");
     }
 }

@@ -9,7 +9,7 @@ use bibd::data_dir::DataDir;
 fn bibd(dir: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
     command.arg("--config-dir").arg(dir.join("config")).arg("--data-dir").arg(dir.join("data"));
-    command.args(["--listen", "127.0.0.1:0"]);
+    command.args(["--listen", "127.0.0.1:0"]).env("BIBD__DATABASE__PROVISIONER", "process");
     command
 }
 
@@ -49,4 +49,37 @@ fn an_empty_key_file_is_refused_and_not_replaced() {
     assert_eq!(output.status.code(), Some(6), "{text}");
     assert!(text.contains("BIB0404") && text.contains("hint:"), "{text}");
     assert_eq!(std::fs::read(&key).unwrap(), b"");
+}
+
+#[test]
+fn a_provisioner_that_is_gone_exits_with_5_and_makes_no_second_database() {
+    for (made, other, variable, missing) in [
+        ("container", "process", "BIBD__DATABASE__CONTAINER__SOCKET", "/nonexistent/engine.sock"),
+        ("process", "container", "BIBD__DATABASE__BIN_DIR", "/nonexistent/bin"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("data/postgres");
+        let run = |wanted: &str| {
+            let mut command = bibd(dir.path());
+            command.arg("run").env(variable, missing).env("BIBD__DATABASE__PROVISIONER", wanted);
+            let output = command.output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        // Before there is a database it is only said.
+        let (code, text) = run(made);
+        assert!(code == Some(5) && text.contains("BIB0405") && !home.exists(), "{text}");
+        std::fs::create_dir(&home).unwrap();
+        let record =
+            format!("{{\"choice\":\"{made}\",\"major\":15,\"state\":\"ready\",\"system_identifier\":\"7\"}}\n");
+        let path = home.join("PROVISIONER");
+        std::fs::write(&path, &record).unwrap();
+        for (wanted, sentence) in [("auto", ""), (other, "is run by the provisioner")] {
+            let (code, text) = run(wanted);
+            assert_eq!(code, Some(5), "{made}, {wanted}: {text}");
+            assert!(text.contains("BIB0405") && text.contains(sentence) && text.contains("hint:"), "{text}");
+            let names: Vec<_> = std::fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["PROVISIONER"], "{made}, {wanted}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), record);
+        }
+    }
 }

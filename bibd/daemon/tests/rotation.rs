@@ -136,7 +136,7 @@ impl Callers {
                     if stop.load(Ordering::SeqCst) {
                         return;
                     }
-                    let _turn = turns.acquire().await.unwrap();
+                    let turn = turns.acquire().await.unwrap();
                     let name = format!("load-{number}-{n}");
                     make_topic(&channel, &name).await.unwrap();
                     let request = pb::GetTopicRequest { topic: name };
@@ -145,6 +145,8 @@ impl Callers {
                     let request = pb::ListAuditRequest { descending: true, page, ..Default::default() };
                     AdminServiceClient::new(channel.clone()).list_audit(request).await.unwrap();
                     calls.fetch_add(3, Ordering::SeqCst);
+                    drop(turn);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             });
         }

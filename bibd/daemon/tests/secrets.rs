@@ -22,6 +22,7 @@ fn no_secret_appears_in_any_log_or_output_and_a_signal_stops_cleanly() {
         .arg(&data)
         .args(["--listen", "127.0.0.1:0", "run"])
         .env("BIBD__LOG__LEVEL", "trace")
+        .env("BIBD__DATABASE__PROVISIONER", "process")
         .stdout(std::fs::File::create(&out).unwrap())
         .stderr(std::fs::File::create(&log).unwrap())
         .stdin(Stdio::null())

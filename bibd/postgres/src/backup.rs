@@ -5,26 +5,25 @@
 use std::io::PipeReader;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions as _, Connection as _};
-use tokio::process::Child;
+use zeroize::Zeroizing;
 
 use crate::account::Account;
 use crate::cluster::Control;
 use crate::error::Error;
 use crate::file;
-use crate::process::ProcessPostgres;
+use crate::host::{Host, Piped, Tool};
+use crate::managed::Managed;
 use crate::provisioner::ManagedPostgres as _;
 use crate::record::Record;
 use crate::role::{ADMIN, Login};
 use crate::scram;
 use crate::secrets::DbSecrets;
 use crate::settings::PORT;
-use crate::tool;
 use crate::version::Version;
 
 const TOOL: &str = "pg_basebackup";
@@ -32,8 +31,12 @@ const VERIFY: &str = "pg_verifybackup";
 const SINGLE: &str = "postgres";
 /// One statement on a cluster that was shut down well.
 const SINGLE_DEADLINE: Duration = Duration::from_secs(60);
+/// What the server reads in single-user mode, for as long as that lasts.
+const STATEMENT_FILE: &str = "statement.sql";
 /// Reading every file of a large database once.
 const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 60 * 60);
+/// What recovery leaves in the data directory, and nobody needs any more.
+const LEFT_BEHIND: [&str; 3] = ["backup_label.old", "tablespace_map.old", "backup_manifest"];
 /// Tells the server that it is being restored.
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 
@@ -59,7 +62,7 @@ pub struct Range {
 
 /// A running `pg_basebackup`. Dropped, it is ended, and the server forgets it.
 pub struct BaseBackup {
-    child: Child,
+    end: Piped,
     /// Holds the log that the backup needs: the slot in it is gone with this connection, however that ends.
     slot: PgConnection,
     _password: PasswordFile,
@@ -75,146 +78,131 @@ impl Drop for PasswordFile {
     }
 }
 
-impl ProcessPostgres {
-    /// Which server this is.
-    ///
-    /// # Errors
-    /// When there is no cluster or it cannot be read.
-    pub async fn origin(&self) -> Result<Origin, Error> {
-        let tools = self.tools().await?;
-        let control = Control::read(&tools.bin_dir, &self.layout().data, tools.account).await?;
-        Ok(Origin { system_identifier: control.system_identifier, version: tools.version })
-    }
-
-    /// Begins a backup as `login` (of `bibd_backup`). The second value is read to its end: one tar file with the whole
-    /// cluster, the log that makes it consistent, and PostgreSQL's own list of it. Then [`BaseBackup::finish`].
-    ///
-    /// # Errors
-    /// When the server does not answer, or the program cannot be run.
-    pub async fn base_backup(&self, login: &Login, label: &str) -> Result<(BaseBackup, PipeReader), Error> {
-        let tools = self.tools().await?;
-        let layout = self.layout();
-        let slot = self.hold_log(login).await?;
-        let path = layout.socket_dir.join("backup.pgpass");
-        file::remove(&path)?;
-        // Generated passwords have nothing that this format would take for itself.
-        let line = format!("*:*:*:{}:{}\n", login.user, login.password.expose_secret());
-        let line = zeroize::Zeroizing::new(line);
-        file::write_new(&path, line.as_bytes(), Some(tools.account))?;
-        let password = PasswordFile(path);
-        let program = tools.bin_dir.join(TOOL);
-        let mut command = tool::command(&program, tools.account);
-        let (reader, writer) = std::io::pipe().map_err(Error::io("open a pipe to", &program))?;
-        command
-            .env("PGPASSFILE", &password.0)
-            .arg("--host")
-            .arg(&layout.socket_dir)
-            .args(["--port", &PORT.to_string(), "--username", &login.user, "--no-password", "--verbose"])
-            .args(["--pgdata=-", "--format=tar", "--wal-method=fetch", "--checkpoint=fast", "--label", label])
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let child = command.spawn().map_err(Error::io("run", &program))?;
-        // The command holds the other end of the pipe: without this its reader would never see the end.
-        drop(command);
-        Ok((BaseBackup { child, slot, _password: password }, reader))
-    }
-
-    /// A slot that lives as long as the connection and keeps the log from now on (`max_slot_wal_keep_size` at most).
-    async fn hold_log(&self, login: &Login) -> Result<PgConnection, Error> {
-        let hold = Error::sql("hold the log for a backup");
-        let options = self.connect_options(login).disable_statement_logging();
-        let opened = async {
-            let mut connection = PgConnection::connect_with(&options).await?;
-            sqlx::raw_sql("SET idle_session_timeout = 0").execute(&mut connection).await?;
-            sqlx::query(
-                "SELECT pg_catalog.pg_create_physical_replication_slot('bibd_backup_' || pg_catalog.pg_backend_pid(), true, true)",
-            )
-            .execute(&mut connection)
-            .await?;
-            Ok(connection)
-        };
-        opened.await.map_err(hold)
-    }
-
-    /// Looks at the files of an unpacked backup as PostgreSQL itself does: each against its list, and the log.
-    ///
-    /// # Errors
-    /// [`Error::Tool`] naming the first files that are not what they should be.
-    pub async fn verify_files(&self, data: &Path) -> Result<(), Error> {
-        let tools = self.tools().await?;
-        tool::run(&tools.bin_dir, VERIFY, tools.account, [Path::new("--quiet"), data], VERIFY_DEADLINE).await.map(drop)
-    }
-
-    /// Prepares the place of a cluster that comes from a backup made by `major`: the first of two durable steps. The
-    /// cluster is unpacked into the returned directory, for the returned user.
-    ///
-    /// # Errors
-    /// When there is a cluster already, or no binaries of that version.
-    pub async fn begin_restore(&self, major: u32) -> Result<(PathBuf, Account), Error> {
-        let layout = self.layout();
-        if file::exists(&layout.data)? {
-            return Err(Error::DataUnknown { data: layout.data.clone(), provisioner: layout.provisioner.clone() });
-        }
-        // `postgres/` comes before what lies in it; its mode is set where the server's user is known.
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        file::ensure_dir(&layout.home, uid, gid, 0o700)?;
-        Record::initialising(major).write(&layout.provisioner)?;
-        let tools = self.tools().await?;
-        self.prepare_places(tools).await?;
-        file::ensure_dir(&layout.data_new, tools.account.uid, tools.account.gid, 0o700)?;
-        Ok((layout.data_new.clone(), tools.account))
-    }
-
-    /// Puts the unpacked cluster in its place, to be recovered by the next start: the second step.
-    ///
-    /// # Errors
-    /// When it is another cluster than the backup said.
-    pub async fn finish_restore(&self, expected: u64) -> Result<(), Error> {
-        let tools = self.tools().await?;
-        let layout = self.layout();
-        let found = Control::read(&tools.bin_dir, &layout.data_new, tools.account).await?.system_identifier;
-        if found != expected {
-            return Err(Error::OtherCluster { data: layout.data_new.clone(), expected, found });
-        }
-        file::replace(&layout.data_new.join(RECOVERY_SIGNAL), b"", Some(tools.account))?;
-        std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
-        file::sync_dir(&layout.home)?;
-        Record::ready(tools.version.major, found).write(&layout.provisioner)
-    }
+/// Which server the one under `postgres` is.
+pub(crate) async fn origin<H: Host>(postgres: &Managed<H>) -> Result<Origin, Error> {
+    let version = postgres.host.tools().await?.version;
+    Ok(Origin { system_identifier: Control::read(&postgres.layout().data)?.system_identifier, version })
 }
 
-impl ProcessPostgres {
-    /// Gives the superuser of a stopped cluster a new password, past every login: recovery may have led beyond a rotation
-    /// whose passwords the backup does not know. `now_s` is in seconds since 1970. The other logins get theirs by
-    /// [`Database::rotate`](crate::Database::rotate) as soon as the server runs.
-    ///
-    /// # Errors
-    /// [`Error::Tool`], [`Error::SecretsMissing`], [`Error::SecretStore`].
-    pub async fn reset_superuser(&self, now_s: i64) -> Result<(), Error> {
-        let tools = self.tools().await?;
-        let mut secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
-        secrets.plan_admin(&self.random, now_s);
-        secrets.promote_admin();
-        let verifier = scram::verifier(secrets.admin(), &self.random);
-        secrets.write(self.secrets.as_ref())?;
-        let statement =
-            zeroize::Zeroizing::new(format!("ALTER ROLE {ADMIN} PASSWORD '{}';\n", verifier.expose_secret()));
-        let data = self.layout().data.display().to_string();
-        let mut arguments = vec!["--single", "-D", &data];
-        // The verifier is nobody's business: not in a log, and not in what a failure says.
-        for setting in [
-            "logging_collector=off",
-            "log_statement=none",
-            "log_min_duration_statement=-1",
-            "log_min_error_statement=panic",
-        ] {
-            arguments.extend(["-c", setting]);
-        }
-        arguments.push("postgres");
-        let (bin_dir, account, input) = (&tools.bin_dir, tools.account, statement.as_bytes());
-        tool::run_with_input(bin_dir, SINGLE, account, arguments, input, SINGLE_DEADLINE).await.map(drop)
+/// See [`ManagedPostgres::base_backup`].
+pub(crate) async fn begin<H: Host>(
+    postgres: &Managed<H>,
+    login: &Login,
+    label: &str,
+) -> Result<(BaseBackup, PipeReader), Error> {
+    let tools = postgres.host.tools().await?;
+    let layout = postgres.layout();
+    let slot = hold_log(postgres, login).await?;
+    let path = layout.socket_dir.join("backup.pgpass");
+    file::remove(&path)?;
+    // Generated passwords have nothing that this format would take for itself.
+    let line = format!("*:*:*:{}:{}\n", login.user, login.password.expose_secret());
+    let line = zeroize::Zeroizing::new(line);
+    file::write_new(&path, line.as_bytes(), Some(tools.account))?;
+    let password = PasswordFile(path);
+    let arguments = [
+        format!("--host={}", layout.socket_dir.display()),
+        format!("--port={PORT}"),
+        format!("--username={}", login.user),
+        "--no-password".to_owned(),
+        "--verbose".to_owned(),
+        "--pgdata=-".to_owned(),
+        "--format=tar".to_owned(),
+        "--wal-method=fetch".to_owned(),
+        "--checkpoint=fast".to_owned(),
+        format!("--label={label}"),
+    ];
+    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, &password.0).await?;
+    Ok((BaseBackup { end, slot, _password: password }, reader))
+}
+
+/// A slot that lives as long as the connection and keeps the log from now on (`max_slot_wal_keep_size` at most).
+async fn hold_log<H: Host>(postgres: &Managed<H>, login: &Login) -> Result<PgConnection, Error> {
+    let hold = Error::sql("hold the log for a backup");
+    let options = postgres.connect_options(login).disable_statement_logging();
+    let opened = async {
+        let mut connection = PgConnection::connect_with(&options).await?;
+        sqlx::raw_sql("SET idle_session_timeout = 0").execute(&mut connection).await?;
+        sqlx::query(
+            "SELECT pg_catalog.pg_create_physical_replication_slot('bibd_backup_' || pg_catalog.pg_backend_pid(), true, true)",
+        )
+        .execute(&mut connection)
+        .await?;
+        Ok(connection)
+    };
+    opened.await.map_err(hold)
+}
+
+/// See [`ManagedPostgres::verify_files`].
+pub(crate) async fn verify_files<H: Host>(postgres: &Managed<H>, data: &Path) -> Result<(), Error> {
+    let arguments = ["--quiet".to_owned(), data.display().to_string()];
+    let places = [data.to_owned()];
+    let verify = Tool { name: VERIFY, arguments: &arguments, places: &places, input: None, deadline: VERIFY_DEADLINE };
+    postgres.host.run(postgres.host.tools().await?, &verify).await
+}
+
+/// See [`ManagedPostgres::begin_restore`].
+pub(crate) async fn begin_restore<H: Host>(postgres: &Managed<H>, major: u32) -> Result<(PathBuf, Account), Error> {
+    let layout = postgres.layout();
+    if file::exists(&layout.data)? {
+        return Err(Error::DataUnknown { data: layout.data.clone(), provisioner: layout.provisioner.clone() });
     }
+    let tools = postgres.host.tools().await?;
+    if tools.version.major != major {
+        return Err(Error::WrongMajor { data: major, found: tools.version, bin_dir: tools.bin_dir.clone() });
+    }
+    postgres.prepare_places(tools).await?;
+    Record::initialising(H::CHOICE, major).write(&layout.provisioner)?;
+    file::ensure_dir(&layout.data_new, tools.account.uid, tools.account.gid, 0o700)?;
+    Ok((layout.data_new.clone(), tools.account))
+}
+
+/// See [`ManagedPostgres::finish_restore`].
+pub(crate) async fn finish_restore<H: Host>(postgres: &Managed<H>, expected: u64) -> Result<(), Error> {
+    let tools = postgres.host.tools().await?;
+    let layout = postgres.layout();
+    let found = Control::read(&layout.data_new)?.system_identifier;
+    if found != expected {
+        return Err(Error::OtherCluster { data: layout.data_new.clone(), expected, found });
+    }
+    file::replace(&layout.data_new.join(RECOVERY_SIGNAL), b"", Some(tools.account))?;
+    std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
+    file::sync_dir(&layout.home)?;
+    Record::ready(H::CHOICE, tools.version.major, found).write(&layout.provisioner)
+}
+
+/// See [`ManagedPostgres::settle_restore`].
+pub(crate) async fn settle_restore<H: Host>(postgres: &Managed<H>, now_s: i64) -> Result<(), Error> {
+    let (tools, layout) = (postgres.host.tools().await?, postgres.layout());
+    for name in LEFT_BEHIND {
+        file::remove(&layout.data.join(name))?;
+    }
+    let mut secrets = DbSecrets::read(postgres.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+    secrets.plan_admin(&postgres.random, now_s);
+    secrets.promote_admin();
+    let verifier = scram::verifier(secrets.admin(), &postgres.random);
+    secrets.write(postgres.secrets.as_ref())?;
+    let statement = Zeroizing::new(format!("ALTER ROLE {ADMIN} PASSWORD '{}';\n", verifier.expose_secret()));
+    let mut arguments = vec!["--single".to_owned(), "-D".to_owned(), layout.data.display().to_string()];
+    // The verifier is nobody's business: not in a log, and not in what a failure says.
+    for setting in [
+        "logging_collector=off",
+        "log_statement=none",
+        "log_min_duration_statement=-1",
+        "log_min_error_statement=panic",
+    ] {
+        arguments.extend(["-c".to_owned(), setting.to_owned()]);
+    }
+    arguments.push("postgres".to_owned());
+    let input = layout.socket_dir.join(STATEMENT_FILE);
+    file::remove(&input)?;
+    file::write_new(&input, statement.as_bytes(), Some(tools.account))?;
+    let places = [layout.data.clone(), layout.socket_dir.clone()];
+    let single =
+        Tool { name: SINGLE, arguments: &arguments, places: &places, input: Some(&input), deadline: SINGLE_DEADLINE };
+    let outcome = postgres.host.run(tools, &single).await;
+    file::remove(&input)?;
+    outcome
 }
 
 impl BaseBackup {
@@ -223,15 +211,14 @@ impl BaseBackup {
     /// # Errors
     /// [`Error::Tool`] with what it said; then nothing of what was read is worth anything.
     pub async fn finish(self) -> Result<Range, Error> {
-        let output = self.child.wait_with_output().await.map_err(Error::io("wait for", TOOL))?;
+        let ended = self.end.await?;
         // The slot is gone in any case.
         let _ = self.slot.close().await;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let failed = |status: String| Error::Tool { tool: TOOL, status, output: said.trim().to_owned() };
-        if !output.status.success() {
-            return Err(failed(output.status.to_string()));
+        let failed = |status: String| Error::Tool { tool: TOOL, status, output: ended.said.trim().to_owned() };
+        match ended.failure {
+            Some(status) => Err(failed(status)),
+            None => range(&ended.said).ok_or_else(|| failed("not understood".to_owned())),
         }
-        range(&said).ok_or_else(|| failed("not understood".to_owned()))
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Found {
 }
 
 /// What a directory needs to have.
-const NEEDED: [&str; 3] = ["postgres", "initdb", "pg_controldata"];
+const NEEDED: [&str; 2] = ["postgres", "initdb"];
 /// A program that takes longer than this to say its version is not one to use.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 

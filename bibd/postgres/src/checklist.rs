@@ -1,4 +1,5 @@
-//! The hardening checklist, C.1 to C.4 of the security design, asked of a running server: `bib admin db audit`.
+//! The hardening checklist, C.1 to C.4 of the security design, asked of a running server: `bib admin db audit`; C.5
+//! too, where the server runs in a container.
 //!
 //! Every item that applies to a Unix socket is one [`Finding`]; those that do not are in [`NOT_APPLICABLE`] with the
 //! reason. It runs as `bibd_monitor`, which reads the system's catalogs and, through two functions owned by the
@@ -49,6 +50,21 @@ pub enum Status {
         /// Why.
         reason: &'static str,
     },
+}
+
+/// An item of C.5, as the provisioner found it.
+#[derive(Debug, Clone)]
+pub struct ContainerItem {
+    /// The item: `C.5-47`.
+    pub(crate) item: &'static str,
+    /// What it asks, in a few words.
+    pub(crate) title: &'static str,
+    /// What should have been seen.
+    pub(crate) expected: &'static str,
+    /// What was seen instead; nothing when it is as it should be.
+    pub(crate) problems: Vec<String>,
+    /// Whether that is a warning and no more.
+    pub(crate) warn: bool,
 }
 
 /// What the caller knows and this room does not.

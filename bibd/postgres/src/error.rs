@@ -108,10 +108,96 @@ pub enum Error {
         problem: String,
     },
     /// Another provisioner was chosen before.
-    #[error("this database is run by the provisioner `{chosen}`, not `process`")]
+    #[error("this database is run by the provisioner `{chosen}`, not `{wanted}`")]
     OtherProvisioner {
         /// The remembered choice.
         chosen: String,
+        /// The one that was asked for.
+        wanted: &'static str,
+    },
+    /// It is to be moved to where it is.
+    #[error("this database is run by the provisioner `{choice}` already")]
+    AlreadyThere {
+        /// The provisioner.
+        choice: &'static str,
+    },
+    /// The plan of a move is not understood.
+    #[error("`{}` is damaged", path.display())]
+    MoveDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// `pg_control` is not one.
+    #[error("`{}` is damaged", path.display())]
+    ControlDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No container engine that can run the server.
+    #[error("no container engine{}", .looked.iter().map(|line| format!("; {line}")).collect::<String>())]
+    NoEngine {
+        /// Each socket with the reason why it was passed over.
+        looked: Vec<String>,
+    },
+    /// The container engine refused.
+    #[error("{what}: {engine} says: {reason}")]
+    Engine {
+        /// What was attempted.
+        what: &'static str,
+        /// Which engine.
+        engine: String,
+        /// Its words.
+        reason: String,
+    },
+    /// The container engine does not answer.
+    #[error("{what}: {engine} does not answer within {} s", deadline.as_secs())]
+    EngineSilent {
+        /// What was attempted.
+        what: &'static str,
+        /// Which engine.
+        engine: String,
+        /// How long it was waited for.
+        deadline: Duration,
+    },
+    /// The image is not here.
+    #[error("the image `{image}` is not here: {reason}")]
+    ImageAbsent {
+        /// The image.
+        image: String,
+        /// Why it was not fetched.
+        reason: String,
+    },
+    /// The image is another one than the configured.
+    #[error("the image `{image}` is {found}, not {expected}")]
+    OtherDigest {
+        /// The image.
+        image: String,
+        /// The configured digest.
+        expected: String,
+        /// Its digests.
+        found: String,
+    },
+    /// The image cannot run the server.
+    #[error("the image `{image}` cannot run the server: {reason}")]
+    ImageUnusable {
+        /// The image.
+        image: String,
+        /// Why.
+        reason: String,
+    },
+    /// The container's name is taken.
+    #[error("there is a container `{name}` that is not this node's: {reason}")]
+    ForeignContainer {
+        /// The container.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The engine's processes are not processes of this machine.
+    #[error("the server runs in a container, but its process {pid} is not to be seen from here")]
+    HiddenContainer {
+        /// The process, as the engine counts.
+        pid: i64,
     },
     /// The database exists, its passwords do not.
     #[error("the database exists, but its sealed passwords (`db`) do not")]
@@ -252,12 +338,45 @@ impl Error {
             }
             Self::OtherCluster { .. } => "put back the data directory that belongs to this node".to_owned(),
             Self::ProvisionerDamaged { .. } => "restore the file from a backup".to_owned(),
-            Self::OtherProvisioner { .. } => "set database.provisioner to that one, or move the database".to_owned(),
+            Self::OtherProvisioner { .. } => "set database.provisioner to that one, or move the database: bib admin db move".to_owned(),
+            Self::MoveDamaged { path } => format!("remove it: {}; the database stays where it is", shell_quoted(path)),
+            Self::ControlDamaged { .. } => "restore the database from a backup".to_owned(),
+            Self::NoEngine { .. } => {
+                "start Docker or Podman (systemctl start docker), let the daemon's user reach its socket, or set \
+                 database.container.socket"
+                    .to_owned()
+            }
+            Self::Engine { .. } => "`bibd doctor` looks for the cause; the engine's own log knows more".to_owned(),
+            Self::EngineSilent { .. } => "restart the engine: systemctl restart docker, or podman.socket".to_owned(),
+            Self::ImageAbsent { .. } => {
+                "bring it here (docker load), build one (cargo xtask image), or set database.container.image".to_owned()
+            }
+            Self::OtherDigest { .. } => {
+                "set database.container.digest to the image that you trust, or pull that one".to_owned()
+            }
+            Self::ImageUnusable { .. } => {
+                format!("set database.container.image to one with PostgreSQL {OLDEST_MAJOR} to {NEWEST_MAJOR}")
+            }
+            Self::ForeignContainer { name, .. } => {
+                format!("look at it with `docker inspect {name}`, and remove it if it is not needed")
+            }
+            Self::HiddenContainer { .. } => {
+                "run bibd on the machine of the engine, outside of a container, or set database.provisioner to process"
+                    .to_owned()
+            }
             Self::SecretsMissing | Self::SecretsDamaged { .. } => {
                 "restore secrets/db.age from a backup; it is never made anew over an existing database".to_owned()
             }
             Self::SecretsUnknownFormat => "start the release that wrote it".to_owned(),
             Self::ForeignServer { pid, .. } => format!("look at process {pid} and stop it if it is not needed"),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                "the file system is mounted read-only: look at the kernel's log for the cause (dmesg), then mount it to \
+                 be written"
+                    .to_owned()
+            }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "let the daemon's user write there, or name another data directory".to_owned()
+            }
             Self::UncleanStop { .. } => "the next start recovers; look at the server's log for the cause".to_owned(),
             _ => return None,
         })

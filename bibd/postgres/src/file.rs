@@ -112,6 +112,28 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(Error::io("fsync", path))
 }
 
+/// Whether [`sync_everything`] can be relied on: before 5.8 Linux kept errors of it to itself.
+pub(crate) fn can_sync_everything() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| reports_errors(release.trim()))
+}
+
+fn reports_errors(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(8))
+}
+
+/// Makes everything durable that was written to the file system of `path`, in one go: a thousand small files one by
+/// one would each wait for the disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn sync_everything(path: &Path) -> Result<(), Error> {
+    let directory = File::open(path).map_err(Error::io("open", path))?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::syncfs(&directory).map_err(|error| Error::io("sync the file system of", path)(error.into()))?;
+    directory.sync_all().map_err(Error::io("fsync", path))
+}
+
 /// Whether something is there, a dangling link included.
 ///
 /// # Errors
@@ -121,5 +143,31 @@ pub(crate) fn exists(path: &Path) -> Result<bool, Error> {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("look at", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_hides_errors_is_known_by_its_version() {
+        for (release, reports) in [
+            ("6.1.0-28-amd64", true),
+            ("5.8.0", true),
+            ("5.10", true),
+            ("5.7.19", false),
+            ("4.19.0-27", false),
+            ("x", false),
+        ] {
+            assert_eq!(reports_errors(release), reports, "{release}");
+        }
+    }
+
+    #[test]
+    fn everything_is_synced_or_it_is_said() {
+        let here = tempfile::tempdir().unwrap();
+        sync_everything(here.path()).unwrap();
+        assert!(matches!(sync_everything(&here.path().join("gone")), Err(Error::Io { .. })));
     }
 }

@@ -7,8 +7,9 @@
 //!
 //! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`]): the daemon seals, signs, stores.
 //!
-//! Start reading at [`provisioner`] (the trait), then [`process`] (the first of three provisioners), [`database`]
-//! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
+//! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner does), then [`process`] and
+//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other), [`database`] (roles, logins, the migrations'
+//! door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -16,13 +17,18 @@ pub mod account;
 pub mod backup;
 pub mod binaries;
 pub mod checklist;
+pub mod choose;
 mod cluster;
 pub mod config;
+pub mod container;
 pub mod database;
 mod ensure;
 pub mod error;
 mod failpoints;
 mod file;
+mod host;
+pub mod managed;
+pub mod moving;
 mod network_fs;
 mod postmaster;
 mod probe;
@@ -42,15 +48,18 @@ pub mod version;
 pub mod wal;
 
 pub use binaries::Found;
+pub use choose::Wanted;
+pub use container::ContainerPostgres;
 pub use database::Database;
 pub use error::Error;
 pub use failpoints::Failpoints;
 pub use network_fs::network_kind;
 pub use process::ProcessPostgres;
-pub use provisioner::{Health, ManagedPostgres, Provisioned, Started, State, Stop};
+pub use provisioner::{Contained, Health, ManagedPostgres, Provisioned, Started, State, Stop};
 pub use random::Randomness;
+pub use record::Choice;
 pub use role::{GroupRole, Letter, Login};
 pub use secrets::{SecretStore, SecretStoreError};
-pub use settings::{Layout, Limits, OnNewDirectory, Recovery, RunAs, Settings, Target, Wal};
+pub use settings::{ContainerSettings, Layout, Limits, OnNewDirectory, Recovery, RunAs, Settings, Target, Wal};
 pub use superuser::{Act, PrivilegedObserver};
 pub use version::Version;

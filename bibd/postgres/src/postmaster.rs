@@ -68,11 +68,23 @@ pub(crate) fn behind(pid: u32, data: &Path) -> Behind {
 
 /// Whether any process has `data` as its working directory: a server, or one of its children that outlives it.
 pub(crate) fn in_use(data: &Path) -> Option<u32> {
-    let entries = std::fs::read_dir("/proc").ok()?;
+    inside(data).first().copied()
+}
+
+/// The server in `data`, whoever started it: of those that work there the one whose parent does not.
+pub(crate) fn server_in(data: &Path) -> Option<u32> {
+    let all = inside(data);
+    let parent = |pid: u32| stat_field(pid, 1)?.parse::<u32>().ok();
+    all.iter().copied().find(|pid| parent(*pid).is_some_and(|parent| !all.contains(&parent)))
+}
+
+fn inside(data: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .find(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| same(&directory, data)))
+        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| same(&directory, data)))
+        .collect()
 }
 
 fn same(one: &Path, other: &Path) -> bool {
@@ -90,9 +102,19 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 }
 
 fn is_zombie(pid: u32) -> bool {
-    // The state follows the command's name, which is in parentheses and may contain anything.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    stat_field(pid, 0).is_some_and(|state| state == "Z")
+}
+
+/// When the process began, in ticks since the machine did: with the number, a name that is not given out again.
+pub(crate) fn born(pid: u32) -> Option<u64> {
+    stat_field(pid, 19)?.parse().ok()
+}
+
+/// A field of `/proc/PID/stat`, counted from the state. The state follows the command's name, which is in parentheses
+/// and may contain anything.
+fn stat_field(pid: u32, index: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(index).map(str::to_owned)
 }
 
 fn raw(pid: u32) -> Option<Pid> {
@@ -131,7 +153,19 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         assert_eq!(behind(std::process::id(), here.path()), Behind::Stranger);
         assert_eq!(behind(u32::MAX, here.path()), Behind::Nobody);
-        assert_eq!(in_use(here.path()), None);
+        assert_eq!((in_use(here.path()), server_in(here.path())), (None, None));
+        let mut shell = std::process::Command::new("/bin/sh");
+        // The second one is its child and works there too.
+        let mut child = shell.args(["-c", "sleep 60 & wait"]).current_dir(here.path()).spawn().unwrap();
+        while inside(here.path()).len() < 2 {
+            std::thread::yield_now();
+        }
+        let others: Vec<u32> = inside(here.path()).into_iter().filter(|pid| *pid != child.id()).collect();
+        assert_eq!(server_in(here.path()), Some(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        others.into_iter().for_each(|pid| signal(pid, Signal::KILL).unwrap());
         assert!(is_alive(std::process::id()));
+        assert!(born(std::process::id()) > born(1) && born(u32::MAX).is_none());
     }
 }

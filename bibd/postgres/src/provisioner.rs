@@ -1,19 +1,30 @@
 //! What every provisioner of PostgreSQL can do. The daemon knows only this.
 //!
-//! Three provisioners are foreseen: [`process`](crate::process), container and kubernetes.
+//! Three provisioners are foreseen: [`process`](crate::process), [`container`](crate::container) and kubernetes.
+
+use std::io::PipeReader;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::account::Account;
+use crate::backup::{BaseBackup, Origin};
+use crate::checklist::Facts;
 use crate::error::Error;
+use crate::record::Choice;
 use crate::role::Login;
+use crate::settings::Layout;
 use crate::version::Version;
 
 /// A PostgreSQL that BIB creates, starts and stops.
 #[async_trait]
 pub trait ManagedPostgres: Send + Sync {
+    /// Which provisioner this is.
+    fn choice(&self) -> Choice;
+
     /// Creates the server's files when there are none, and finishes what a crash interrupted. Never initialises over
     /// existing state. Idempotent; must precede [`start`](Self::start).
     ///
@@ -45,12 +56,87 @@ pub trait ManagedPostgres: Send + Sync {
     /// When no usable binaries are found.
     async fn version(&self) -> Result<Version, Error>;
 
+    /// Looks at the server's files, its process and its walls, for [`checklist::audit`](crate::checklist::audit).
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a place cannot be looked at; what a container engine says.
+    async fn facts(&self) -> Result<Facts, Error>;
+
+    /// Where everything of this server lies.
+    fn layout(&self) -> &Layout;
+
+    /// Which server this is.
+    ///
+    /// # Errors
+    /// When there is no cluster or it cannot be read.
+    async fn origin(&self) -> Result<Origin, Error>;
+
+    /// Begins a backup as `login` (of `bibd_backup`). The second value is read to its end: one tar file with the whole
+    /// cluster, the log that makes it consistent, and PostgreSQL's own list of it. Then [`BaseBackup::finish`].
+    ///
+    /// # Errors
+    /// When the server does not answer, or the program cannot be run.
+    async fn base_backup(&self, login: &Login, label: &str) -> Result<(BaseBackup, PipeReader), Error>;
+
+    /// Looks at the files of an unpacked backup as PostgreSQL itself does: each against its list, and the log.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] naming the first files that are not what they should be.
+    async fn verify_files(&self, data: &Path) -> Result<(), Error>;
+
+    /// Prepares the place of a cluster that comes from a backup made by `major`: the first of two durable steps. The
+    /// cluster is unpacked into the returned directory, for the returned user.
+    ///
+    /// # Errors
+    /// When there is a cluster already, or no programs of that version.
+    async fn begin_restore(&self, major: u32) -> Result<(PathBuf, Account), Error>;
+
+    /// Puts the unpacked cluster in its place, to be recovered by the next start: the second step.
+    ///
+    /// # Errors
+    /// When it is another cluster than the backup said.
+    async fn finish_restore(&self, expected: u64) -> Result<(), Error>;
+
+    /// Makes a cluster that was recovered and stopped an ordinary one: what recovery left goes, and the superuser gets
+    /// a new password past every login, since recovery may have led beyond a rotation whose passwords the backup does
+    /// not know. `now_s` is in seconds since 1970. The other logins get theirs by
+    /// [`Database::rotate`](crate::Database::rotate) as soon as the server runs.
+    ///
+    /// # Errors
+    /// [`Error::Tool`], [`Error::SecretsMissing`], [`Error::SecretStore`], [`Error::Io`].
+    async fn settle_restore(&self, now_s: i64) -> Result<(), Error>;
+
+    /// The server's container, as its engine knows it now; nothing when it is a process.
+    ///
+    /// # Errors
+    /// What a container engine says.
+    async fn container(&self) -> Result<Option<Contained>, Error>;
+
+    /// Removes what stands for the server outside of its directories: its container. It must have been stopped.
+    ///
+    /// # Errors
+    /// What a container engine says.
+    async fn dismantle(&self) -> Result<(), Error>;
+
     /// The state as supervision sees it; see [`supervise`](Self::supervise).
     fn state(&self) -> watch::Receiver<State>;
 
     /// Watches a started server until `cancel`: restarts it after a crash, with back-off and jitter, and reports
     /// each change on [`state`](Self::state). Does not stop the server when cancelled.
     async fn supervise(&self, cancel: CancellationToken);
+}
+
+/// A server's container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contained {
+    /// Its name.
+    pub name: String,
+    /// The engine, its version, its socket.
+    pub engine: String,
+    /// The image's name, as configured.
+    pub image: String,
+    /// The image's digest in its registry; its id where it never was in one. Empty when there is no container.
+    pub digest: String,
 }
 
 /// What [`ManagedPostgres::provision`] found or did.

@@ -10,11 +10,36 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::file;
 
+/// A provisioner of this release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// A process beside the daemon.
+    Process,
+    /// A container of Docker or Podman.
+    Container,
+}
+
+impl Choice {
+    /// Its name in the file and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Container => "container",
+        }
+    }
+
+    /// By its name.
+    pub fn find(name: &str) -> Option<Self> {
+        [Self::Process, Self::Container].into_iter().find(|choice| choice.name() == name)
+    }
+}
+
 /// The file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    /// `process`, `container`, `kubernetes`.
+    /// The name of a [`Choice`], or of one that a later release knows.
     pub(crate) choice: String,
     /// The major version of PostgreSQL that made the data.
     pub(crate) major: u32,
@@ -35,9 +60,6 @@ pub(crate) enum RecordState {
     Ready,
 }
 
-/// What this provisioner is called in the file.
-pub(crate) const CHOICE: &str = "process";
-
 mod as_text {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
@@ -57,20 +79,33 @@ mod as_text {
 
 impl Record {
     /// The first step.
-    pub(crate) fn initialising(major: u32) -> Self {
-        Self { choice: CHOICE.to_owned(), major, state: RecordState::Initialising, system_identifier: None }
+    pub(crate) fn initialising(choice: Choice, major: u32) -> Self {
+        Self { choice: choice.name().to_owned(), major, state: RecordState::Initialising, system_identifier: None }
     }
 
     /// The second step.
-    pub(crate) fn ready(major: u32, system_identifier: u64) -> Self {
+    pub(crate) fn ready(choice: Choice, major: u32, system_identifier: u64) -> Self {
         let system_identifier = Some(system_identifier);
-        Self { choice: CHOICE.to_owned(), major, state: RecordState::Ready, system_identifier }
+        Self { choice: choice.name().to_owned(), major, state: RecordState::Ready, system_identifier }
     }
 
-    /// Reads the file; `None` when there is none.
+    /// Reads the file, which must be of `choice`; `None` when there is none.
     ///
     /// # Errors
     /// [`Error::ProvisionerDamaged`], [`Error::OtherProvisioner`], [`Error::Io`].
+    pub(crate) fn read_of(choice: Choice, path: &Path) -> Result<Option<Self>, Error> {
+        match Self::read(path)? {
+            Some(record) if record.choice != choice.name() => {
+                Err(Error::OtherProvisioner { chosen: record.choice, wanted: choice.name() })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Reads the file, whoever wrote it; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::ProvisionerDamaged`], [`Error::Io`].
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, Error> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -79,13 +114,15 @@ impl Record {
         };
         let damaged = |problem: String| Error::ProvisionerDamaged { path: path.to_path_buf(), problem };
         let record: Self = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        if record.choice != CHOICE {
-            return Err(Error::OtherProvisioner { chosen: record.choice });
-        }
         if (record.state == RecordState::Ready) != record.system_identifier.is_some() {
             return Err(damaged("state and system_identifier contradict each other".to_owned()));
         }
         Ok(Some(record))
+    }
+
+    /// The major version that made the data, where there is any. A damaged file is reported by who must read it.
+    pub(crate) fn major_of(path: &Path) -> Option<u32> {
+        Self::read(path).ok().flatten().map(|record| record.major)
     }
 
     /// Makes the file say this, durably.
@@ -144,7 +181,7 @@ mod tests {
 
     #[test]
     fn decides_every_state_on_disk() {
-        let (early, late) = (Record::initialising(15), Record::ready(15, 7));
+        let (early, late) = (Record::initialising(Choice::Process, 15), Record::ready(Choice::Process, 15, 7));
         let table = [
             (None, false, false, Ok(Decision::Begin)),
             (None, false, true, Err(Refusal::NewDataUnknown)),
@@ -169,17 +206,17 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         let path = here.path().join("PROVISIONER");
         assert_eq!(Record::read(&path).unwrap(), None);
-        Record::initialising(15).write(&path).unwrap();
+        Record::initialising(Choice::Process, 15).write(&path).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             "{\"choice\":\"process\",\"major\":15,\"state\":\"initialising\"}\n"
         );
-        Record::ready(16, u64::MAX).write(&path).unwrap();
+        Record::ready(Choice::Process, 16, u64::MAX).write(&path).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             "{\"choice\":\"process\",\"major\":16,\"state\":\"ready\",\"system_identifier\":\"18446744073709551615\"}\n"
         );
-        assert_eq!(Record::read(&path).unwrap(), Some(Record::ready(16, u64::MAX)));
+        assert_eq!(Record::read(&path).unwrap(), Some(Record::ready(Choice::Process, 16, u64::MAX)));
         for (text, damaged) in [
             ("", true),
             ("{}", true),
@@ -188,9 +225,11 @@ mod tests {
             ("{\"choice\":\"container\",\"major\":15,\"state\":\"initialising\"}", false),
         ] {
             std::fs::write(&path, text).unwrap();
-            match Record::read(&path).unwrap_err() {
+            match Record::read_of(Choice::Process, &path).unwrap_err() {
                 Error::ProvisionerDamaged { .. } => assert!(damaged, "{text}"),
-                Error::OtherProvisioner { chosen } => assert!(!damaged && chosen == "container", "{text}"),
+                Error::OtherProvisioner { chosen, wanted } => {
+                    assert!(!damaged && (chosen.as_str(), wanted) == ("container", "process"), "{text}");
+                }
                 other => panic!("{text}: {other}"),
             }
         }

@@ -1,29 +1,27 @@
 //! Starting, adopting, watching and stopping the server's process.
 //!
-//! The server is a child of the daemon but outlives it on purpose: transactions end well, and the next daemon adopts
-//! it. It is recognised by its working directory (PGDATA), its user, and by being the one who listens on our socket.
+//! The server outlives the daemon on purpose: transactions end well, and the next daemon adopts it. It is recognised
+//! by what its host says, its user, and by being the one who listens on our socket.
 
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{ConnectOptions as _, Connection as _};
-use tokio::process::Child;
 use tokio::time::Instant;
 
 use crate::cluster::{Control, SHUT_DOWN};
 use crate::config::Config;
 use crate::database::login_of;
 use crate::error::Error;
-use crate::file;
-use crate::postmaster::{self, Behind, PidFile};
+use crate::host::{Host, Running, Tools};
+use crate::managed::Managed;
+use crate::postmaster;
 use crate::probe::{self, Answer};
-use crate::process::{ProcessPostgres, Tools};
 use crate::provisioner::{Health, ManagedPostgres as _, Started, State, Stop};
 use crate::record::{Record, RecordState};
 use crate::role::GroupRole;
 use crate::secrets::DbSecrets;
-use crate::tool;
 
 /// The server of this object, if it has one.
 #[derive(Default)]
@@ -33,24 +31,8 @@ pub(crate) struct Server {
     wanted: bool,
 }
 
-struct Running {
-    pid: u32,
-    /// Absent when adopted.
-    child: Option<Child>,
-}
-
-impl Running {
-    /// Whether it still runs; takes note of a child's end.
-    fn is_alive(&mut self) -> bool {
-        match self.child.as_mut().map(Child::try_wait) {
-            Some(Ok(Some(_))) => false,
-            _ => postmaster::is_alive(self.pid),
-        }
-    }
-}
-
 /// Polls while a server starts or ends: fine steps first, since usually it is a matter of milliseconds.
-const STEP: Duration = Duration::from_millis(10);
+pub(crate) const STEP: Duration = Duration::from_millis(10);
 const COARSE_STEP: Duration = Duration::from_millis(100);
 /// How long one question to a starting server may take.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
@@ -67,15 +49,9 @@ const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(20);
 /// Lines of the server's log in an error.
 const LOG_LINES: usize = 12;
 /// What the server prints before its log collector runs.
-const STARTUP_LOG: &str = "startup.log";
+pub(crate) const STARTUP_LOG: &str = "startup.log";
 
-impl ProcessPostgres {
-    /// The server's process, if there is one: ours by its working directory.
-    pub(crate) fn running_pid(&self) -> Option<u32> {
-        let file = PidFile::read(&self.layout.data)?;
-        (postmaster::behind(file.pid, &self.layout.data) == Behind::Ours).then_some(file.pid)
-    }
-
+impl<H: Host> Managed<H> {
     pub(crate) async fn start_locked(&self, server: &mut Server) -> Result<Started, Error> {
         server.wanted = true;
         self.state.send_replace(State::Starting);
@@ -88,8 +64,8 @@ impl ProcessPostgres {
     }
 
     async fn bring_up(&self, server: &mut Server) -> Result<Started, Error> {
-        let tools = self.tools().await?;
-        let deadline = Instant::now() + self.settings.start_deadline;
+        let tools = self.host.tools().await?;
+        let deadline = Instant::now() + self.place.settings.start_deadline;
         if let Some(running) = server.running.as_mut().filter(|running| running.pid != 0)
             && running.is_alive()
         {
@@ -97,25 +73,25 @@ impl ProcessPostgres {
             return Ok(Started::AlreadyRunning);
         }
         server.running = None;
-        self.check_identity(tools).await?;
+        self.check_identity()?;
         self.prepare_places(tools).await?;
-        let config = Config::new(tools.version, &self.layout, &self.settings.limits, &self.settings.wal);
-        if let Some(pid) = self.find_running(tools, deadline).await? {
-            let running = server.running.insert(Running { pid, child: None });
-            let changed = config.write(&self.layout.data, tools.account)?;
+        let config = Config::new(tools.version, self.layout(), &self.place.settings.limits, &self.place.settings.wal);
+        if let Some(running) = self.host.adopt(tools, deadline).await? {
+            let running = server.running.insert(running);
+            let changed = config.write(&self.layout().data, tools.account)?;
             if !changed.is_empty() {
                 tracing::info!(files = ?changed, "the adopted server's configuration differed and was written anew");
-                postmaster::signal(pid, Signal::HUP)?;
+                postmaster::signal(running.pid, Signal::HUP)?;
             }
             self.wait_ready(running, tools, deadline).await?;
             return Ok(Started::Adopted);
         }
-        let changed = config.write(&self.layout.data, tools.account)?;
+        let changed = config.write(&self.layout().data, tools.account)?;
         if !changed.is_empty() {
             tracing::info!(files = ?changed, "the server's configuration differed and was written anew");
         }
         loop {
-            let running = server.running.insert(self.spawn(tools)?);
+            let running = server.running.insert(self.host.spawn(tools).await?);
             match self.wait_ready(running, tools, deadline).await {
                 Ok(()) => return Ok(Started::Spawned),
                 // The children of a server that was killed need a moment to notice.
@@ -134,74 +110,26 @@ impl ProcessPostgres {
     }
 
     /// The data directory must be the cluster that PROVISIONER names.
-    async fn check_identity(&self, tools: &Tools) -> Result<(), Error> {
-        let record = Record::read(&self.layout.provisioner)?.ok_or(Error::NotProvisioned)?;
+    fn check_identity(&self) -> Result<(), Error> {
+        let record = Record::read_of(H::CHOICE, &self.layout().provisioner)?.ok_or(Error::NotProvisioned)?;
         let expected = match (record.state, record.system_identifier) {
             (RecordState::Ready, Some(expected)) => expected,
             _ => return Err(Error::NotProvisioned),
         };
-        let found = Control::read(&tools.bin_dir, &self.layout.data, tools.account).await?.system_identifier;
+        let found = Control::read(&self.layout().data)?.system_identifier;
         if found != expected {
-            return Err(Error::OtherCluster { data: self.layout.data.clone(), expected, found });
+            return Err(Error::OtherCluster { data: self.layout().data.clone(), expected, found });
         }
         Ok(())
     }
 
-    /// Our own server that a former daemon left running. One that is stopping is waited for.
-    async fn find_running(&self, tools: &Tools, deadline: Instant) -> Result<Option<u32>, Error> {
-        let data = &self.layout.data;
-        loop {
-            let Some(file) = PidFile::read(data) else { return Ok(None) };
-            match postmaster::behind(file.pid, data) {
-                // PostgreSQL itself clears what is left over.
-                Behind::Nobody => return Ok(None),
-                Behind::Stranger => {
-                    // The number was given out again. PostgreSQL would refuse to start; that is only right while
-                    // somebody is in the directory.
-                    if let Some(pid) = postmaster::in_use(data) {
-                        let reason = "it works in the data directory without being its server".to_owned();
-                        return Err(Error::ForeignServer { pid, reason });
-                    }
-                    tracing::warn!(pid = file.pid, "postmaster.pid names a process that is no server; removed");
-                    file::remove(&data.join("postmaster.pid"))?;
-                    return Ok(None);
-                }
-                Behind::Ours => {
-                    let owner = owner_of(file.pid);
-                    if owner.is_some_and(|owner| owner != tools.account.uid) {
-                        let reason = format!("it runs as user {}", owner.unwrap_or_default());
-                        return Err(Error::ForeignServer { pid: file.pid, reason });
-                    }
-                    if file.status != "stopping" {
-                        return Ok(Some(file.pid));
-                    }
-                    if Instant::now() >= deadline {
-                        let deadline = self.settings.start_deadline;
-                        return Err(Error::Deadline { what: "the end of the former server", deadline });
-                    }
-                    tokio::time::sleep(STEP).await;
-                }
-            }
-        }
-    }
-
-    fn spawn(&self, tools: &Tools) -> Result<Running, Error> {
-        let program = tools.bin_dir.join("postgres");
-        let log = file::fresh_log(&self.layout.log.join(STARTUP_LOG), Some(tools.account))?;
-        let copy = log.try_clone().map_err(Error::io("open", &self.layout.log))?;
-        let mut command = tool::command(&program, tools.account);
-        command.arg("-D").arg(&self.layout.data).stdout(log).stderr(copy);
-        let child = command.spawn().map_err(Error::io("run", &program))?;
-        let pid = child.id().unwrap_or_default();
-        Ok(Running { pid, child: Some(child) })
-    }
-
     /// Waits until the server accepts connections or has ended.
     async fn wait_ready(&self, running: &mut Running, tools: &Tools, deadline: Instant) -> Result<(), Error> {
-        let (socket, begun) = (self.layout.socket(), Instant::now());
+        let (socket, begun) = (self.layout().socket(), Instant::now());
         loop {
             if !running.is_alive() {
-                return Err(self.start_failed("the server ended".to_owned()));
+                let why = self.host.ending().await.map_or_else(String::new, |why| format!(": {why}"));
+                return Err(self.start_failed(format!("the server ended{why}")));
             }
             match probe::ask(&socket, tools.account.uid, running.pid, ASK_DEADLINE).await {
                 // Refusing: it is up, if busy; the pools will say what it says.
@@ -210,7 +138,7 @@ impl ProcessPostgres {
                 Answer::NotYet | Answer::Absent | Answer::Silent | Answer::Foreign(_) => {}
             }
             if Instant::now() >= deadline {
-                let seconds = self.settings.start_deadline.as_secs();
+                let seconds = self.place.settings.start_deadline.as_secs();
                 return Err(self.start_failed(format!("it does not accept connections after {seconds} s")));
             }
             tokio::time::sleep(if begun.elapsed() < Duration::from_secs(1) { STEP } else { COARSE_STEP }).await;
@@ -218,15 +146,15 @@ impl ProcessPostgres {
     }
 
     fn start_failed(&self, reason: String) -> Error {
-        Error::StartFailed { reason, log: last_lines(&self.layout.log) }
+        Error::StartFailed { reason, log: last_lines(&self.layout().log) }
     }
 
     pub(crate) async fn stop_locked(&self, server: &mut Server, mode: Stop) -> Result<(), Error> {
         server.wanted = false;
         let mut running = match server.running.take() {
             Some(running) => running,
-            None => match self.running_pid() {
-                Some(pid) => Running { pid, child: None },
+            None => match self.host.running().await {
+                Some(pid) => Running::of(pid),
                 None => {
                     self.state.send_replace(State::Stopped);
                     return Ok(());
@@ -243,7 +171,6 @@ impl ProcessPostgres {
     }
 
     async fn bring_down(&self, running: &mut Running, mode: Stop) -> Result<(), Error> {
-        let tools = self.tools().await?;
         if running.is_alive() {
             if mode == Stop::Clean
                 && let Err(error) = self.checkpoint().await
@@ -254,15 +181,18 @@ impl ProcessPostgres {
         }
         let begun = Instant::now();
         while running.is_alive() {
-            if begun.elapsed() >= self.settings.stop_deadline {
-                return Err(Error::Deadline { what: "stopping PostgreSQL", deadline: self.settings.stop_deadline });
+            if begun.elapsed() >= self.place.settings.stop_deadline {
+                return Err(Error::Deadline {
+                    what: "stopping PostgreSQL",
+                    deadline: self.place.settings.stop_deadline,
+                });
             }
             tokio::time::sleep(STEP).await;
         }
         if mode == Stop::Clean {
-            let state = Control::read(&tools.bin_dir, &self.layout.data, tools.account).await?.state;
+            let state = Control::read(&self.layout().data)?.state;
             if state != SHUT_DOWN {
-                return Err(Error::UncleanStop { state });
+                return Err(Error::UncleanStop { state: state.to_owned() });
             }
         }
         Ok(())
@@ -313,8 +243,9 @@ impl ProcessPostgres {
             }
             crashes += 1;
             let pause = backoff(crashes, self.random.jitter());
-            let reason = "the server ended by itself".to_owned();
-            tracing::error!(attempt = crashes, pause_ms = pause.as_millis(), "PostgreSQL ended by itself");
+            let why = self.host.ending().await.map_or_else(String::new, |why| format!(": {why}"));
+            let reason = format!("the server ended by itself{why}");
+            tracing::error!(attempt = crashes, pause_ms = pause.as_millis(), %reason, "PostgreSQL ended by itself");
             self.state.send_replace(State::Crashed { attempt: crashes, reason });
             tokio::time::sleep(pause).await;
             let mut server = self.server.lock().await;
@@ -357,11 +288,6 @@ fn backoff(crashes: u32, jitter: f64) -> Duration {
 /// PostgreSQL says so when children of a killed server still hold its shared memory, or the kernel its files.
 fn still_in_use(log: &[String]) -> bool {
     log.iter().any(|line| line.contains("pre-existing shared memory block") || line.contains("lock file"))
-}
-
-fn owner_of(pid: u32) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(format!("/proc/{pid}")).ok().map(|meta| meta.uid())
 }
 
 /// The end of what the server printed: before its collector ran, else in its newest log.

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::error::Error;
 
-/// Settings of the process provisioner.
+/// Settings of a server, whatever runs it.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The daemon's data directory; the server lives in `postgres/` below it. When the daemon is root and the server
@@ -20,6 +22,8 @@ pub struct Settings {
     pub bin_dir: Option<PathBuf>,
     /// The user the server runs as; only root may choose.
     pub run_as: Option<RunAs>,
+    /// The major version to use where there is no data yet that says so: data that comes from elsewhere.
+    pub major: Option<u32>,
     /// Sizes.
     pub limits: Limits,
     /// What becomes of the write-ahead log.
@@ -32,6 +36,8 @@ pub struct Settings {
     pub stop_deadline: Duration,
     /// What is done to each directory that will hold data, while it is empty.
     pub on_new_directory: OnNewDirectory,
+    /// What the container provisioner needs beyond that.
+    pub container: ContainerSettings,
 }
 
 /// Something done to a directory before anything is put into it, such as turning on its encryption.
@@ -65,12 +71,102 @@ impl Settings {
             runtime_dir: runtime_dir.into(),
             bin_dir: None,
             run_as: None,
+            major: None,
             limits: Limits::default(),
             wal: Wal::default(),
             allow_network_fs: false,
             start_deadline: Duration::from_secs(30),
             stop_deadline: Duration::from_secs(60),
             on_new_directory: OnNewDirectory::default(),
+            container: ContainerSettings::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The container's name is that of `node`'s own server.
+    #[must_use]
+    pub fn of_node(mut self, node: &str) -> Self {
+        node.clone_into(&mut self.container.node);
+        self
+    }
+
+    /// A server of `node` beside its own, in another directory: its container has another name, always the same for
+    /// the same directory.
+    #[must_use]
+    pub fn beside_node(mut self, node: &str) -> Self {
+        let digest = Sha256::digest(self.data_root.as_os_str().as_encoded_bytes());
+        let apart: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        self.container.node = format!("{node}-{apart}");
+        self
+    }
+}
+
+/// The container and its engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSettings {
+    /// The node's short id: the container is `bibd-postgres-` and this.
+    pub node: String,
+    /// The engine's API socket; found when absent.
+    pub socket: Option<PathBuf>,
+    /// The image's name. Any image with PostgreSQL's programs and a shell will do.
+    pub image: String,
+    /// `sha256:..`: the digest in the registry or the id that the image must have.
+    pub digest: Option<String>,
+    /// How long an engine is waited for that need not be there: when nothing was chosen yet.
+    pub passing_deadline: Duration,
+    /// A pull in which nothing moves for this long has failed.
+    pub pull_stalled: Duration,
+    /// Whether the engine gives the mounted directories SELinux's label of this container alone.
+    pub relabel: bool,
+    /// Sizes.
+    pub limits: ContainerLimits,
+}
+
+/// What the container may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerLimits {
+    /// Memory, bytes; there is no swap beyond it.
+    pub memory_bytes: u64,
+    /// Processors; 0 for all of the machine.
+    pub cpus: u32,
+    /// Processes: one for each connection, and some ten of the server.
+    pub pids: u32,
+    /// `/dev/shm`, bytes: what parallel queries share.
+    pub shm_bytes: u64,
+    /// Each of `/tmp` and `/run/postgresql`, bytes.
+    pub tmpfs_bytes: u64,
+    /// Open files of each process.
+    pub open_files: u32,
+}
+
+/// The image that is pulled when none is configured.
+pub const DEFAULT_IMAGE: &str = "docker.io/library/postgres:18";
+
+impl Default for ContainerSettings {
+    fn default() -> Self {
+        Self {
+            node: "local".to_owned(),
+            socket: None,
+            image: DEFAULT_IMAGE.to_owned(),
+            digest: None,
+            passing_deadline: Duration::from_secs(3),
+            pull_stalled: Duration::from_secs(60),
+            relabel: false,
+            limits: ContainerLimits::default(),
+        }
+    }
+}
+
+impl Default for ContainerLimits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            cpus: 0,
+            pids: 512,
+            shm_bytes: 256 << 20,
+            tmpfs_bytes: 64 << 20,
+            open_files: 4096,
         }
     }
 }
@@ -167,6 +263,8 @@ pub struct Layout {
     pub spool: PathBuf,
     /// The socket's directory.
     pub socket_dir: PathBuf,
+    /// `postgres/passwd`, the server's user as a container's `/etc/passwd`.
+    pub passwd: PathBuf,
 }
 
 /// The port of a server that listens on no network: it only names the socket.
@@ -184,6 +282,7 @@ impl Layout {
             provisioner: home.join("PROVISIONER"),
             log: home.join("log"),
             spool: home.join("spool"),
+            passwd: home.join("passwd"),
             socket_dir: runtime_dir.join("pg"),
             home,
         }

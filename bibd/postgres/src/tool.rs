@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::account::Account;
@@ -49,33 +48,28 @@ pub(crate) async fn run<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
     deadline: Duration,
 ) -> Result<String, Error> {
-    run_with_input(bin_dir, tool, account, arguments, b"", deadline).await
+    run_with_input(bin_dir, tool, account, arguments, None, deadline).await
 }
 
-/// The same with something on its standard input: where secrets may be.
+/// The same with a file on its standard input: where secrets may be.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run`]; [`Error::Io`] when there is no such file.
 pub(crate) async fn run_with_input<S: AsRef<OsStr>>(
     bin_dir: &Path,
     tool: &'static str,
     account: Account,
     arguments: impl IntoIterator<Item = S>,
-    input: &[u8],
+    input: Option<&Path>,
     deadline: Duration,
 ) -> Result<String, Error> {
     let program: PathBuf = bin_dir.join(tool);
     let mut command = command(&program, account);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let answered = async {
-        let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A program that ends without reading says why in its status and its output.
-            let _ = stdin.write_all(input).await;
-        }
-        child.wait_with_output().await
-    };
-    let output = tokio::time::timeout(deadline, answered)
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    if let Some(input) = input {
+        command.stdin(std::fs::File::open(input).map_err(Error::io("open", input))?);
+    }
+    let output = tokio::time::timeout(deadline, command.output())
         .await
         .map_err(|_| Error::Deadline { what: tool, deadline })?
         .map_err(Error::io("run", &program))?;

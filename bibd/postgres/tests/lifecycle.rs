@@ -6,21 +6,25 @@ mod support;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::{Duration, Instant};
 
-use bibd_postgres::{Act, Error, GroupRole, Health, ManagedPostgres as _, Started, State, Stop};
+use bibd_postgres::{Act, Error, GroupRole, Health, Started, State, Stop};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{TestServer, machine_has_postgres, run, text, wait_for};
+use support::{Ground, TestServer, run, text, wait_for};
 use tokio_util::sync::CancellationToken;
+
+on_every_provisioner!(
+    from_nothing_to_a_clean_stop_and_again,
+    a_new_daemon_adopts_the_running_server,
+    a_killed_server_comes_back_and_a_stopped_one_does_not,
+    every_crash_point_of_provisioning_resumes_or_refuses,
+    refuses_places_where_the_server_cannot_live,
+);
 
 fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }
 
-#[tokio::test]
-async fn from_nothing_to_a_clean_stop_and_again() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::new();
+async fn from_nothing_to_a_clean_stop_and_again(ground: Ground) {
+    let server = TestServer::on(ground);
     assert!(server.postgres.provision().await.unwrap().created);
     assert_eq!(server.postgres.start().await.unwrap(), Started::Spawned);
     server.database.ensure_roles().await.unwrap();
@@ -41,7 +45,9 @@ async fn from_nothing_to_a_clean_stop_and_again() {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     assert!(!field("Uid:").split_whitespace().any(|uid| uid == "0"), "{status}");
     if rustix::process::geteuid().is_root() {
-        assert_eq!(field("Groups:"), "");
+        // An engine names the user's own group once more.
+        let own = if ground == Ground::Process { String::new() } else { server.account().await.gid.to_string() };
+        assert_eq!(field("Groups:"), own);
     }
     assert_eq!(field("Umask:"), "0077");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
@@ -57,12 +63,8 @@ async fn from_nothing_to_a_clean_stop_and_again() {
     server.postgres.stop(Stop::Clean).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_new_daemon_adopts_the_running_server() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::started().await;
+async fn a_new_daemon_adopts_the_running_server(ground: Ground) {
+    let mut server = TestServer::started_on(ground).await;
     let pid = server.pid();
     let mut session = server.connect(GroupRole::Service).await;
     server.another_daemon();
@@ -79,19 +81,15 @@ async fn a_new_daemon_adopts_the_running_server() {
     server.postgres.stop(Stop::Clean).await.unwrap();
 
     // A pid file left by a power cut whose number now belongs to somebody else.
-    let stale = format!("{}\n{}\n1\n5432\n\n\n\nready\n", std::process::id(), server.postgres.layout().data.display());
-    std::fs::write(server.postgres.layout().data.join("postmaster.pid"), stale).unwrap();
+    let stale = format!("{}\n{}\n1\n5432\n\n\n\nready\n", std::process::id(), server.layout().data.display());
+    std::fs::write(server.layout().data.join("postmaster.pid"), stale).unwrap();
     server.another_daemon();
     assert_eq!(server.postgres.start().await.unwrap(), Started::Spawned);
     server.postgres.stop(Stop::Clean).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_killed_server_comes_back_and_a_stopped_one_does_not() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::started().await;
+async fn a_killed_server_comes_back_and_a_stopped_one_does_not(ground: Ground) {
+    let server = TestServer::started_on(ground).await;
     let mut state = server.postgres.state();
     let cancel = CancellationToken::new();
     let watching = server.postgres.clone();
@@ -114,7 +112,7 @@ async fn a_killed_server_comes_back_and_a_stopped_one_does_not() {
     // One backend killed: the server recovers by itself, the same process.
     let second = server.pid();
     let mut session = server.connect(GroupRole::Service).await;
-    let backend: u32 = text(&mut session, "SELECT pg_backend_pid()::text").await.parse().unwrap();
+    let backend = server.pid_of(&text(&mut session, "SELECT pg_backend_pid()::text").await);
     kill(backend, Signal::KILL);
     wait_for("recovery", Duration::from_secs(15), async || {
         let options = server.database.connect_options(GroupRole::Service).unwrap();
@@ -142,17 +140,13 @@ async fn a_killed_server_comes_back_and_a_stopped_one_does_not() {
     watch.await.unwrap();
 }
 
-#[tokio::test]
-async fn every_crash_point_of_provisioning_resumes_or_refuses() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::new();
-    let layout = server.postgres.layout().clone();
+async fn every_crash_point_of_provisioning_resumes_or_refuses(ground: Ground) {
+    let mut server = TestServer::on(ground);
+    let layout = server.layout();
     let write = |text: &str| std::fs::write(&layout.provisioner, text).unwrap();
-    const EARLY: &str = "{\"choice\":\"process\",\"major\":15,\"state\":\"initialising\"}\n";
     let major = server.postgres.version().await.unwrap().major;
-    let early = EARLY.replace("15", &major.to_string());
+    let choice = ground.choice().name();
+    let early = format!("{{\"choice\":\"{choice}\",\"major\":{major},\"state\":\"initialising\"}}\n");
 
     // Crashed in `initdb`: half a directory, which is removed.
     std::fs::create_dir(&layout.home).unwrap();
@@ -167,7 +161,7 @@ async fn every_crash_point_of_provisioning_resumes_or_refuses() {
     assert_eq!(
         ready,
         format!(
-            "{{\"choice\":\"process\",\"major\":{major},\"state\":\"ready\",\"system_identifier\":\"{}\"}}\n",
+            "{{\"choice\":\"{choice}\",\"major\":{major},\"state\":\"ready\",\"system_identifier\":\"{}\"}}\n",
             made.system_identifier
         )
     );
@@ -219,20 +213,17 @@ async fn every_crash_point_of_provisioning_resumes_or_refuses() {
     server.database.ensure_roles().await.unwrap();
 }
 
-#[tokio::test]
-async fn refuses_places_where_the_server_cannot_live() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::new();
-    let layout = server.postgres.layout().clone();
+async fn refuses_places_where_the_server_cannot_live(ground: Ground) {
+    let mut server = TestServer::on(ground);
+    let layout = server.layout();
     server.settings.runtime_dir = server.here.path().join("x".repeat(90));
     server.another_daemon();
     let refused = server.postgres.provision().await.unwrap_err();
     assert!(matches!(refused, Error::SocketPathTooLong { bytes, max: 100, .. } if bytes > 100), "{refused}");
     server.settings.runtime_dir = server.here.path().join("r");
 
-    if rustix::process::geteuid().is_root() {
+    // The engine needs no way to what it mounts.
+    if rustix::process::geteuid().is_root() && ground == Ground::Process {
         let closed = server.here.path().join("d");
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
         server.another_daemon();

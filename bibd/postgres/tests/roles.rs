@@ -5,17 +5,19 @@ mod support;
 
 use std::sync::atomic::Ordering;
 
-use bibd_postgres::{Act, Error, GroupRole, Letter, ManagedPostgres as _, Stop};
+use bibd_postgres::{Act, Error, GroupRole, Letter, Stop};
 use secrecy::ExposeSecret as _;
 use sqlx::{Connection as _, PgConnection};
-use support::{TestServer, machine_has_postgres, run, text};
+use support::{Ground, TestServer, run, text};
 
-#[tokio::test]
-async fn the_idle_login_is_shut_and_passwords_are_never_plain() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::started().await;
+on_every_provisioner!(
+    the_idle_login_is_shut_and_passwords_are_never_plain,
+    migrations_are_let_in_for_one_time_and_shut_out_in_every_case,
+    what_cannot_be_recorded_does_not_happen,
+);
+
+async fn the_idle_login_is_shut_and_passwords_are_never_plain(ground: Ground) {
+    let server = TestServer::started_on(ground).await;
     // The idle one of the pair, with the password of the active one; and the active one with a wrong password.
     let login = server.database.login(GroupRole::Query).unwrap();
     assert_eq!(login.password.expose_secret().chars().count(), 64);
@@ -90,12 +92,8 @@ async fn the_idle_login_is_shut_and_passwords_are_never_plain() {
     assert!(!server.log().contains("SCRAM-SHA-256$"));
 }
 
-#[tokio::test]
-async fn migrations_are_let_in_for_one_time_and_shut_out_in_every_case() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::started().await;
+async fn migrations_are_let_in_for_one_time_and_shut_out_in_every_case(ground: Ground) {
+    let server = TestServer::started_on(ground).await;
     let may_log_in = async || {
         let mut monitor = server.connect(GroupRole::Monitor).await;
         text(&mut monitor, "SELECT rolcanlogin::text FROM pg_roles WHERE rolname = 'bibd_migrate'").await
@@ -142,12 +140,8 @@ async fn migrations_are_let_in_for_one_time_and_shut_out_in_every_case() {
     assert_eq!(acts, [[Act::EnsureRoles; 2], pair, pair, pair].concat());
 }
 
-#[tokio::test]
-async fn what_cannot_be_recorded_does_not_happen() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::new();
+async fn what_cannot_be_recorded_does_not_happen(ground: Ground) {
+    let server = TestServer::on(ground);
     server.postgres.provision().await.unwrap();
     server.postgres.start().await.unwrap();
     server.recorder.broken.store(true, Ordering::SeqCst);

@@ -9,11 +9,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bibd_postgres::rotation::{Which, sessions, uptime};
-use bibd_postgres::{Act, Error, Failpoints, GroupRole, Letter, Login, ManagedPostgres as _, Stop};
+use bibd_postgres::{Act, Error, Failpoints, GroupRole, Letter, Login, Stop};
 use futures::FutureExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{Connection as _, PgConnection};
-use support::{TestServer, machine_has_postgres, run, text};
+use support::{Ground, TestServer, run, text};
+
+on_every_provisioner!(every_login_and_the_superuser_get_new_passwords);
+
+// What is stored, and what the server is told, is the same whatever runs it.
+mod steps {
+    crate::tests_on!(
+        Process,
+        a_death_at_any_step_is_gone_forward_from,
+        what_cannot_be_stored_or_recorded_changes_nothing_and_is_finished_later
+    );
+}
 
 async fn lets_in(server: &TestServer, login: &Login) -> bool {
     PgConnection::connect_with(&server.postgres.connect_options(login)).await.is_ok()
@@ -45,12 +56,8 @@ fn passwords_of(server: &TestServer) -> BTreeSet<String> {
     server.store.passwords().into_iter().collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_login_and_the_superuser_get_new_passwords() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::started().await;
+async fn every_login_and_the_superuser_get_new_passwords(ground: Ground) {
+    let mut server = TestServer::started_on(ground).await;
     server.database.date_passwords(1_000).await.unwrap();
     let (before, old_admin) = (passwords_of(&server), server.store.admin_password());
     let old: Vec<Login> = GroupRole::ALL.map(|group| server.database.login(group).unwrap()).into();
@@ -126,12 +133,8 @@ async fn every_login_and_the_superuser_get_new_passwords() {
     assert!(searched > 900, "{searched}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_death_at_any_step_is_gone_forward_from() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::started().await;
+async fn a_death_at_any_step_is_gone_forward_from(ground: Ground) {
+    let mut server = TestServer::started_on(ground).await;
     for point in Failpoints::ROTATION {
         for by_restart in [true, false] {
             let before = passwords_of(&server);
@@ -158,12 +161,8 @@ async fn a_death_at_any_step_is_gone_forward_from() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_stored_or_recorded_changes_nothing_and_is_finished_later() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::started().await;
+async fn what_cannot_be_stored_or_recorded_changes_nothing_and_is_finished_later(ground: Ground) {
+    let mut server = TestServer::started_on(ground).await;
     let store = server.store.clone();
     let before = passwords_of(&server);
 

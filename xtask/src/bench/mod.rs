@@ -18,6 +18,7 @@ use crate::random::Random;
 use crate::report::{Bound, Figure, Machine, Report};
 
 mod commits;
+mod container;
 mod files;
 mod rotation;
 mod transfer;
@@ -39,6 +40,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("commits", commits::topics),
     ("audit-verify", commits::audit_verify),
     ("rotation", rotation::rotation),
+    ("container", container::container),
 ];
 
 /// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.

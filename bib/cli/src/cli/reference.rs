@@ -125,6 +125,10 @@ fn prints(command: &str) -> (Prints, &'static str) {
         "admin config list" => (many::<admin::ConfigRow>(), ""),
         "admin config get" | "admin config set" => (one::<admin::ConfigRow>(), "3 for an unknown key."),
         "admin db audit" => (many::<admin::FindingRow>(), "7 when an item fails."),
+        "admin db move" => (
+            one::<admin::MoveRow>(),
+            "6 when it is there already, or could not be run there. It is done with the next start of `bibd`.",
+        ),
         "admin db rotate" => (one::<admin::RotationRow>(), "6 when the only role asked for is at work for long."),
         "admin db status" => (many::<admin::RoleRow>(), ""),
         "admin logs" => (many::<admin::LogRow>(), ""),

@@ -116,6 +116,7 @@ fn the_names_of_the_issue_are_there() {
         "admin config get",
         "admin config set",
         "admin db audit",
+        "admin db move",
         "admin db rotate",
         "admin db status",
         "admin logs",

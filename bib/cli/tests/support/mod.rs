@@ -84,6 +84,7 @@ impl Node {
             .arg(dir.path().join("config"))
             .arg("--ready-file")
             .arg(&ready)
+            .env("BIBD__DATABASE__PROVISIONER", "process")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -91,6 +91,12 @@ impl Admin {
         call!(self, No, AdminServiceClient, rotate_database, message)
     }
 
+    /// Hands the database to another provisioner with the next start, or says whether it could.
+    pub async fn move_database(&self, to: &str, dry_run: bool) -> Result<pb::MoveDatabaseResponse> {
+        let message = pb::MoveDatabaseRequest { to: to.to_owned(), dry_run };
+        call!(self, No, AdminServiceClient, move_database, message)
+    }
+
     /// Makes the recovery keys and their sheet, once.
     pub async fn export_recovery(&self, request: pb::ExportRecoveryRequest) -> Result<pb::ExportRecoveryResponse> {
         call!(self, No, AdminServiceClient, export_recovery, request)

@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use bib_core::{PeerId, Timestamp};
+use bib_identity::file::FileError;
 use bib_identity::recovery::RecoveryError;
 use bib_identity::sealed::SealError;
 
 use crate::errors::ErrorCode;
+
+/// What opens backups.
+const KEY: &str = "it is the file of `bib admin recovery export --out`, or identity/node_key of the node";
 
 /// Why a backup cannot be made, read or restored.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,10 @@ pub enum BackupError {
         #[source]
         source: SealError,
     },
-    /// The file given with `--identity`.
+    /// The file given with `--identity` cannot be read.
+    #[error("read the key")]
+    Key(#[source] FileError),
+    /// The file given with `--identity` is something else.
     #[error("`{path}` is neither a recovery sheet nor a node key")]
     Identity {
         /// The file.
@@ -118,7 +125,7 @@ impl BackupError {
             Self::Busy => ErrorCode::BUSY,
             Self::NotFound(_) | Self::NothingFits { .. } => ErrorCode::NOT_FOUND,
             Self::Damaged { .. } | Self::NotSigned { .. } | Self::Differs(_) => ErrorCode::INTEGRITY,
-            Self::Sealed { .. } | Self::Identity { .. } => ErrorCode::IDENTITY_UNUSABLE,
+            Self::Sealed { .. } | Self::Key(_) | Self::Identity { .. } => ErrorCode::IDENTITY_UNUSABLE,
             Self::Postgres(_) | Self::Io { .. } => ErrorCode::BACKUP_FAILED,
             Self::Examine(_) | Self::Broken => ErrorCode::INTERNAL,
         }
@@ -142,11 +149,9 @@ impl BackupError {
             Self::Sealed { source, .. } => {
                 source.hint().unwrap_or("give the recovery sheet: --identity FILE").to_owned()
             }
-            Self::Identity { source, .. } => source
-                .as_ref()
-                .and_then(RecoveryError::hint)
-                .unwrap_or("it is the file of `bib admin recovery export --out`, or identity/node_key of the node")
-                .to_owned(),
+            Self::Key(FileError::TooOpen { path, .. }) => format!("chmod 600 {}", path.display()),
+            Self::Key(_) => KEY.to_owned(),
+            Self::Identity { source, .. } => source.as_ref().and_then(RecoveryError::hint).unwrap_or(KEY).to_owned(),
             Self::NotEmpty(_) => "name a directory that does not exist yet: --to DIR".to_owned(),
             Self::Postgres(error) => error.hint().unwrap_or_else(|| "the log says more".to_owned()),
             Self::Differs(_) => "restore another backup, and keep this one for whoever looks for the cause".to_owned(),

@@ -10,9 +10,10 @@ use bib_identity::NodeKey;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::CheckpointFile;
 use bibd_catalog::{Db, audit, chunks, datasets, topics, users};
+use bibd_postgres::choose::choose;
 use bibd_postgres::rotation::Which;
 use bibd_postgres::wal::Feed;
-use bibd_postgres::{Database, Failpoints, ManagedPostgres as _, ProcessPostgres, Recovery, Stop, Target, Wal};
+use bibd_postgres::{Database, Failpoints, ManagedPostgres, Recovery, Stop, Target, Wal, Wanted};
 
 use super::checkpoints::take_over;
 use super::document::Manifest;
@@ -45,6 +46,8 @@ pub struct Landing<'a> {
     pub directory: &'a Path,
     /// Sizes, user and programs of PostgreSQL.
     pub config: &'a Config,
+    /// What runs PostgreSQL.
+    pub wanted: Wanted,
     /// For new passwords of the database.
     pub entropy: &'a Entropy,
     /// Their date, in seconds since 1970.
@@ -73,10 +76,13 @@ pub struct Examined {
 pub async fn stop_leftover(directory: &Path, config: &Config, entropy: &Entropy) -> Result<(), BackupError> {
     // The key comes first and goes last: without it there was no server.
     let Ok(key) = NodeKey::load(&directory.join("identity/node_key")) else { return Ok(()) };
+    let peer = key.peer_id();
     let secrets = Secrets::new(&directory.join("secrets"), Arc::new(key), Vec::new());
     let settings = foundation::postgres_settings_at(config, directory, &directory.join("run"));
-    let postgres = ProcessPostgres::new(settings, Arc::new(secrets), foundation::randomness(entropy));
-    Ok(postgres.stop(Stop::Immediate).await?)
+    let settings = settings.beside_node(&peer.short());
+    let wanted = foundation::wanted_provisioner(config);
+    let postgres = choose(wanted, settings, Arc::new(secrets), foundation::randomness(entropy)).await?;
+    Ok(remove(postgres.as_ref()).await?)
 }
 
 /// A directory for sockets, which must have short names; gone when dropped.
@@ -87,6 +93,15 @@ fn sockets() -> Result<tempfile::TempDir, BackupError> {
         Ok(directory)
     });
     made.map_err(BackupError::io("make a directory for sockets in", &std::env::temp_dir()))
+}
+
+/// Ends a server that nobody needs any more, with its container.
+///
+/// # Errors
+/// When it does not end, or a container engine does not answer.
+async fn remove(postgres: &dyn ManagedPostgres) -> Result<(), bibd_postgres::Error> {
+    postgres.stop(Stop::Immediate).await?;
+    postgres.dismantle().await
 }
 
 impl Landing<'_> {
@@ -105,10 +120,12 @@ impl Landing<'_> {
         let server = |wal| {
             let mut settings = foundation::postgres_settings_at(self.config, self.directory, runtime.path());
             settings.wal = wal;
+            settings.major = Some(self.manifest.postgres);
             settings.start_deadline = RECOVERY_DEADLINE;
-            Arc::new(ProcessPostgres::new(settings, secrets.clone(), foundation::randomness(self.entropy)))
+            let settings = settings.beside_node(&self.manifest.node.short());
+            choose(self.wanted, settings, secrets.clone(), foundation::randomness(self.entropy))
         };
-        let mut postgres = server(recover(target.clone()));
+        let mut postgres = server(recover(target.clone())).await?;
         let (data, account) = postgres.begin_restore(self.manifest.postgres).await?;
         self.unpack_base(&data).await?;
         blocking(move || Ok(bibd_postgres::backup::give_tree(&data, account)?)).await?;
@@ -120,26 +137,27 @@ impl Landing<'_> {
         self.failpoints.hit("restore.unpacked");
         let feed = feed_directory.as_deref().map(|path| Feed::create(path, account)).transpose()?;
         let fed = chain.zip(feed.as_ref());
-        match self.start(&postgres, fed).await {
+        match self.start(postgres.as_ref(), fed).await {
             Ok(()) => {}
             // Nothing was committed between the wanted moment and the end of the log, which lies after it: the state
             // of that moment is the one at the end.
             Err(BackupError::Postgres(error)) if error.to_string().contains(ENDED_EARLY) => {
-                postgres = server(recover(Target::Latest));
-                self.start(&postgres, fed).await?;
+                postgres = server(recover(Target::Latest)).await?;
+                self.start(postgres.as_ref(), fed).await?;
             }
             Err(error) => return Err(error),
         }
         self.failpoints.hit("restore.recovered");
         postgres.stop(Stop::Clean).await?;
         // What the backup knows are the passwords of its own time, and the log may go past a rotation.
-        postgres.reset_superuser(self.now_s).await?;
-        let postgres = server(Wal::Recycle);
-        self.start(&postgres, None).await?;
+        postgres.settle_restore(self.now_s).await?;
+        let postgres = server(Wal::Recycle).await?;
+        self.start(postgres.as_ref(), None).await?;
         let examined = self.examine(&postgres, &secrets).await;
         let stopped = postgres.stop(Stop::Clean).await;
         let examined = examined?;
         stopped?;
+        postgres.dismantle().await?;
         self.failpoints.hit("restore.examined");
         Ok(examined)
     }
@@ -187,7 +205,7 @@ impl Landing<'_> {
     }
 
     /// Starts the server and feeds it until it takes connections. What ends early leaves no server behind.
-    async fn start(&self, postgres: &ProcessPostgres, fed: Option<(&Chain, &Feed)>) -> Result<(), BackupError> {
+    async fn start(&self, postgres: &dyn ManagedPostgres, fed: Option<(&Chain, &Feed)>) -> Result<(), BackupError> {
         let feeding = async {
             match fed {
                 Some((chain, feed)) => chain.feed(self.store, self.opener, feed).await,
@@ -199,14 +217,18 @@ impl Landing<'_> {
             damaged = feeding => Err(damaged),
         };
         if outcome.is_err()
-            && let Err(error) = postgres.stop(Stop::Immediate).await
+            && let Err(error) = remove(postgres).await
         {
             tracing::warn!(error.cause = %error, "a server that could not be recovered could not be stopped either");
         }
         outcome
     }
 
-    async fn examine(&self, postgres: &Arc<ProcessPostgres>, secrets: &Arc<Secrets>) -> Result<Examined, BackupError> {
+    async fn examine(
+        &self,
+        postgres: &Arc<dyn ManagedPostgres>,
+        secrets: &Arc<Secrets>,
+    ) -> Result<Examined, BackupError> {
         let random = foundation::randomness(self.entropy);
         let uses = Arc::new(SuperuserUses::default());
         let database = Database::new(postgres.clone(), secrets.clone(), uses, random);

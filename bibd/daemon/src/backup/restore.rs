@@ -23,6 +23,7 @@ use super::store::{Store, sync_dir};
 use crate::clock::Entropy;
 use crate::config::Config;
 use crate::data_dir::RESTORING;
+use crate::foundation;
 
 /// What a restored node tells its audit log at its first start.
 pub const RESTORED: &str = "RESTORED.json";
@@ -96,11 +97,10 @@ pub struct Note {
 /// Reads a key, and whose backups it opens.
 ///
 /// # Errors
-/// [`BackupError::Identity`], [`BackupError::Io`].
+/// [`BackupError::Identity`], [`BackupError::Key`].
 pub fn read_identity(path: &Path) -> Result<(Opener, PeerId), BackupError> {
     let refused = |source| BackupError::Identity { path: path.to_owned(), source };
-    let bytes = file::read_private(path, MAX_KEY_BYTES)
-        .map_err(|error| BackupError::io("read", path)(std::io::Error::other(error)))?;
+    let bytes = file::read_private(path, MAX_KEY_BYTES).map_err(BackupError::Key)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| refused(None))?;
     if text.contains("OPENSSH PRIVATE KEY") {
         let key = NodeKey::load(path).map_err(|_| refused(None))?;
@@ -131,6 +131,7 @@ impl Restore {
             opener: &opener,
             directory: &self.to,
             config: &self.config,
+            wanted: foundation::wanted_provisioner(&self.config),
             entropy: &self.entropy,
             now_s: self.now_s,
             failpoints: &self.failpoints,

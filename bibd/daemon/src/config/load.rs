@@ -384,9 +384,41 @@ fn check(config: &Config) -> Vec<Finding> {
         let message = "only `full` is available in this version: the other modes come with the network between nodes";
         refuse("node.mode", message, "set it to `full` or remove it");
     }
-    if matches!(config.database.provisioner, Provisioner::Container | Provisioner::Kubernetes) {
-        let message = "not available in this version: PostgreSQL runs as a process of this machine";
-        refuse("database.provisioner", message, "set it to `auto` or `process`");
+    if config.database.provisioner == Provisioner::Kubernetes {
+        let message = "not available in this version: PostgreSQL runs in a container or as a process of this machine";
+        refuse("database.provisioner", message, "set it to `auto`, `container` or `process`");
+    }
+    let container = &config.database.container;
+    if container.image.is_empty() {
+        refuse("database.container.image", "must name an image", "remove it to use the default");
+    }
+    let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if container.digest.as_ref().is_some_and(|text| !text.strip_prefix("sha256:").is_some_and(is_digest)) {
+        refuse("database.container.digest", "must be `sha256:` and 64 hex digits", "`docker inspect` shows an image's");
+    }
+    if container.selinux_relabel
+        && config.data_dir.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&b':'))
+    {
+        let message = "cannot be done: the path of `data_dir` has a colon";
+        refuse(
+            "database.container.selinux_relabel",
+            message,
+            "choose a path without one, or label it yourself (chcon)",
+        );
+    }
+    if container.memory.0 < config.database.shared_buffers.0.saturating_add(256 << 20) {
+        let message = "must be at least 256MiB more than `database.shared_buffers`";
+        refuse("database.container.memory", message, "2GiB is usual");
+    }
+    for (key, value, least, hint) in [
+        ("database.container.pids", u64::from(container.pids), 150, "must be at least 150: there are 100 connections"),
+        ("database.container.shm", container.shm.0, 16 << 20, "must be at least 16MiB"),
+        ("database.container.tmpfs", container.tmpfs.0, 1 << 20, "must be at least 1MiB"),
+        ("database.container.open_files", u64::from(container.open_files), 1024, "must be at least 1024"),
+    ] {
+        if value < least {
+            refuse(key, hint, "remove it to use the default");
+        }
     }
     if !(1..=60).contains(&config.backup.archive_timeout.0.as_secs()) {
         refuse("backup.archive_timeout", "must be 1s to 60s", "remove it to use the default");
@@ -438,6 +470,7 @@ fn check(config: &Config) -> Vec<Finding> {
         ("grpc.idle_timeout", grpc.idle_timeout),
         ("database.start_timeout", config.database.start_timeout),
         ("database.stop_timeout", config.database.stop_timeout),
+        ("database.container.pull_timeout", config.database.container.pull_timeout),
     ] {
         if span.0.as_secs() == 0 {
             refuse(key, "must be at least 1s", "remove it to use the default");

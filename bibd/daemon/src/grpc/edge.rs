@@ -29,6 +29,7 @@ use crate::services::data::DataUseCases;
 use crate::services::database_audit::DatabaseAudit;
 use crate::services::dataset::DatasetUseCases;
 use crate::services::grant::GrantUseCases;
+use crate::services::moving::Moving;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
 use crate::services::recovery_check::RecoveryCheck;
@@ -92,6 +93,7 @@ impl Edge {
             configuration: Configuration::start(foundation, base.clone()).await?,
             database: DatabaseAudit::new(foundation, base.clone()),
             rotation,
+            moving: Moving::start(foundation, base.clone()).await?,
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
             recovery_check: RecoveryCheck::new(base.clone(), foundation.secrets.clone()),

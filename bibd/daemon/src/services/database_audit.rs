@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bib_core::access::Verb;
 use bibd_audit::Outcome;
 use bibd_postgres::checklist::{self, Expected, Finding, Status};
-use bibd_postgres::{Error, ProcessPostgres};
+use bibd_postgres::{Error, ManagedPostgres};
 use serde_json::json;
 
 use super::base::{Base, allow_node};
@@ -13,7 +13,7 @@ use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
 use crate::errors::ErrorCode;
-use crate::foundation::{self, Foundation};
+use crate::foundation::Foundation;
 
 /// Every role against every table, as the migrations of this release make them.
 const ROLES: &str = include_str!("../../../catalog/golden/roles.txt");
@@ -22,9 +22,7 @@ const ROLES: &str = include_str!("../../../catalog/golden/roles.txt");
 #[derive(Clone)]
 pub struct DatabaseAudit {
     base: Base,
-    /// Looks at the server's files and process. It neither starts nor stops anything: the composition root's own
-    /// handle, which does, is behind a trait that knows nothing of files.
-    files: Arc<ProcessPostgres>,
+    postgres: Arc<dyn ManagedPostgres>,
 }
 
 impl std::fmt::Debug for DatabaseAudit {
@@ -37,10 +35,7 @@ impl DatabaseAudit {
     /// Over the node's server.
     #[must_use]
     pub fn new(foundation: &Foundation, base: Base) -> Self {
-        let settings = foundation::postgres_settings(foundation.config(), &foundation.places);
-        let random = foundation::randomness(foundation.entropy());
-        let files = Arc::new(ProcessPostgres::new(settings, Arc::new(foundation.secrets.clone()), random));
-        Self { base, files }
+        Self { base, postgres: Arc::clone(&foundation.postgres) }
     }
 
     /// Asks the server every item of the checklist. What is wrong is a finding, not an error.
@@ -49,7 +44,7 @@ impl DatabaseAudit {
     /// When the caller may not, or a question cannot be asked: never taken for an answer.
     pub async fn run(&self, call: &Call) -> Result<Vec<Finding>, ServiceError> {
         allow_node(call, Verb::DatabaseAudit)?;
-        let facts = self.files.facts().await.map_err(unanswered)?;
+        let facts = self.postgres.facts().await.map_err(unanswered)?;
         let mut monitor = self.base.db.monitor().acquire().await.map_err(|error| {
             tracing::warn!(error.cause = %error, "the checklist found no connection");
             ServiceError::unavailable(ErrorCode::DATABASE_UNAVAILABLE, "the database does not answer at the moment")

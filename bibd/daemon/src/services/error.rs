@@ -190,6 +190,7 @@ fn noun(what: &str) -> &str {
         "grant" => "topic",
         "key" => "user",
         "certificate" => "cert",
+        "backup" => "admin backup",
         other => other,
     }
 }

@@ -27,6 +27,7 @@ pub mod grant;
 pub mod in_place;
 pub mod journal;
 pub mod list_files;
+pub mod moving;
 pub mod node_info;
 pub mod page_list;
 pub mod prove;

@@ -13,7 +13,6 @@ use super::error::ServiceError;
 use super::journal::Act;
 use super::statistics;
 use crate::actor::Call;
-use crate::config::Provisioner;
 use crate::foundation::Foundation;
 
 /// The longest that running calls may be given when the daemon stops.
@@ -62,15 +61,6 @@ pub struct StorageState {
     pub disk_free_bytes: u64,
     /// Its size.
     pub disk_total_bytes: u64,
-}
-
-/// What runs the database, as a word.
-pub(super) fn provisioner(foundation: &Foundation) -> &'static str {
-    match foundation.config().database.provisioner {
-        Provisioner::Auto | Provisioner::Process => "process",
-        Provisioner::Container => "container",
-        Provisioner::Kubernetes => "kubernetes",
-    }
 }
 
 /// The use cases of the node as a whole. Cheap to clone.
@@ -125,7 +115,7 @@ impl NodeUseCases {
             datasets,
             versions,
             database: DatabaseState {
-                provisioner: provisioner(&self.foundation),
+                provisioner: postgres.choice().name(),
                 version,
                 schema: u32::try_from(schema).unwrap_or_default(),
                 healthy: postgres.health().await == Health::Ready,

@@ -10,7 +10,7 @@ use bib_core::access::Verb;
 use bibd_audit::Outcome;
 use bibd_postgres::role::ADMIN;
 use bibd_postgres::rotation::{Credentials, Which};
-use bibd_postgres::{Database, Error, GroupRole, Letter};
+use bibd_postgres::{Contained, Database, Error, GroupRole, Letter};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +18,6 @@ use tokio_util::task::TaskTracker;
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
-use super::node_info::provisioner;
 use crate::actor::Call;
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
@@ -60,6 +59,8 @@ pub struct DatabaseStatus {
     pub rotated_every: Duration,
     /// Every role.
     pub roles: Vec<RoleState>,
+    /// The container; nothing when there is none, or its engine does not answer.
+    pub container: Option<Contained>,
 }
 
 /// What a rotation did.
@@ -184,12 +185,24 @@ impl Rotation {
             login: one.login,
         };
         Ok(DatabaseStatus {
-            provisioner: provisioner(&self.foundation),
+            provisioner: self.foundation.postgres.choice().name(),
             version: self.foundation.postgres.version().await.map(|v| v.to_string()).unwrap_or_default(),
             uptime,
             rotated_every: self.every(),
             roles: credentials.into_iter().map(state).collect(),
+            container: self.container().await,
         })
+    }
+
+    /// An engine that does not answer is no reason to say nothing of the database, which does.
+    async fn container(&self) -> Option<Contained> {
+        match self.foundation.postgres.container().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(error.cause = %error, "the container engine does not say what runs the database");
+                None
+            }
+        }
     }
 
     /// Rotates what is due, if anything is.

@@ -192,7 +192,8 @@ impl Drop for Place {
 async fn daemon(dir: &Path, clock: &ManualClock, admin_key: Option<String>) -> Daemon {
     let data = dir.join("data");
     let text = format!(
-        "data_dir: {}\ngrpc:\n  listen: [\"127.0.0.1:0\"]\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\n",
+        "data_dir: {}\ngrpc:\n  listen: [\"127.0.0.1:0\"]\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\n\
+         database:\n  provisioner: process\n",
         data.display()
     );
     let sources = Sources { file: Some((dir.join("config.yaml"), text)), ..Default::default() };

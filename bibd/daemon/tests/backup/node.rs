@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, reason = "a module of one test binary")]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -25,7 +26,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 
 /// Where everything of one test lies. Dropped, it ends servers that a failed test left in it.
-pub struct Place(tempfile::TempDir);
+pub struct Place {
+    dir: tempfile::TempDir,
+    /// The engine's socket and the image, where PostgreSQL runs in a container.
+    container: Option<(PathBuf, String)>,
+    provisioner: &'static str,
+}
 
 impl Place {
     /// `None` when there is no PostgreSQL: said loudly, and a failure with CI=true.
@@ -42,11 +48,64 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self(dir))
+        Some(Self { dir, container: None, provisioner: "process" })
+    }
+
+    /// The same, with PostgreSQL in a container of the engine behind `socket`.
+    pub async fn in_a_container(socket: &str) -> Option<Self> {
+        let mut settings = bibd_postgres::Settings::new("/nonexistent", "/nonexistent");
+        settings.container.socket = Some(PathBuf::from(socket));
+        settings.container.image = std::env::var("BIB_TEST_IMAGE").unwrap_or_else(|_| "bibd-postgres:15".to_owned());
+        let missing = match bibd_postgres::container::look(&settings).await {
+            Ok(seen) if seen.has_image => None,
+            Ok(seen) => Some(format!("{seen}; `cargo xtask image` builds it")),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(missing) = missing {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have container engines: {missing}");
+            eprintln!("\n==== SKIPPED, NOTHING TESTED: {missing}\n");
+            return None;
+        }
+        let mut place = Self::new().await?;
+        place.container = Some((PathBuf::from(socket), settings.container.image));
+        place.wants("container");
+        Some(place)
+    }
+
+    /// Sets `database.provisioner` for the next start.
+    pub fn wants(&mut self, provisioner: &'static str) {
+        self.provisioner = provisioner;
+    }
+
+    /// What runs PostgreSQL, as settings.
+    fn database(&self) -> Vec<(&'static str, String)> {
+        let mut settings = vec![("database.provisioner", self.provisioner.to_owned())];
+        if let Some((socket, image)) = &self.container {
+            settings.push(("database.container.socket", socket.display().to_string()));
+            settings.push(("database.container.image", image.clone()));
+        }
+        settings
+    }
+
+    /// Docker's command line against the engine.
+    pub fn engine(&self, arguments: &[&str]) -> String {
+        let (socket, _) = self.container.as_ref().unwrap();
+        let mut command = Command::new("docker");
+        let output = command.arg("--host").arg(format!("unix://{}", socket.display())).args(arguments).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+
+    /// The containers of this very place, by their labels.
+    pub fn containers(&self) -> Vec<String> {
+        let format = "{{.Names}} {{.Label \"bib.home\"}}";
+        let all = self.engine(&["ps", "--all", "--filter", "label=bib.home", "--format", format]);
+        let here = self.dir.path().display().to_string();
+        let ours = all.lines().filter_map(|line| line.split_once(' ')).filter(|(_, home)| home.starts_with(&here));
+        ours.map(|(name, _)| name.to_owned()).collect()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.dir.path().join(name)
     }
 
     pub fn sheet(&self) -> PathBuf {
@@ -66,6 +125,9 @@ impl Place {
     fn bibd(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
         command.arg("--config-dir").arg(self.path("no-config")).stdin(Stdio::null());
+        for (key, value) in self.database() {
+            command.env(format!("BIBD__{}", key.to_uppercase().replace('.', "__")), value);
+        }
         command
     }
 
@@ -78,6 +140,13 @@ impl Place {
 
     pub fn restore(&self, to: &str, arguments: &[&str]) -> serde_json::Value {
         self.restore_from(&self.path("store"), to, arguments)
+    }
+
+    /// A restore that dies after that step, as by kill -9.
+    pub fn killed_restore(&self, to: &str, point: &str) {
+        let mut command = self.restoring(&self.path("store"), to, &self.sheet(), &[]);
+        let output = command.env(bibd::failpoint::VARIABLE, point).output().unwrap();
+        assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     pub fn restore_from(&self, store: &Path, to: &str, arguments: &[&str]) -> serde_json::Value {
@@ -100,8 +169,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.container.is_some() {
+            for name in self.containers() {
+                self.engine(&["rm", "--force", "--volumes", &name]);
+            }
+        }
         // Only servers in this very directory, which the test started: found by their pid files.
-        for entry in std::fs::read_dir(self.0.path()).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
             let data = entry.path().join("postgres/data");
             let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { continue };
             let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { continue };
@@ -134,7 +208,8 @@ impl Node {
             place.path("store").display()
         );
         std::fs::write(place.path("config.yaml"), &text).unwrap();
-        let sources = Sources { file: Some((place.path("config.yaml"), text)), ..Default::default() };
+        let sources =
+            Sources { file: Some((place.path("config.yaml"), text)), flags: place.database(), ..Default::default() };
         let loaded = config::load(&sources).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let uid = rustix::process::geteuid();
@@ -227,6 +302,13 @@ impl Node {
     pub async fn verify(&self, id: &str) -> pb::VerifyBackupResponse {
         let request = pb::VerifyBackupRequest { id: id.to_owned() };
         self.admin().await.verify_backup(request).await.unwrap().into_inner()
+    }
+
+    /// Items of the checklist that fail.
+    pub async fn failing_items(&self) -> Vec<pb::Finding> {
+        let findings =
+            self.admin().await.audit_database(pb::AuditDatabaseRequest {}).await.unwrap().into_inner().findings;
+        findings.into_iter().filter(|finding| finding.status == "fail").collect()
     }
 
     pub async fn rotate(&self) {

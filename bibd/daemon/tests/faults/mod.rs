@@ -110,6 +110,7 @@ impl Place {
         command.arg("--config-dir").arg(self.dir.join("config")).arg("--data-dir").arg(self.data());
         command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null());
         command.env_remove("BIBD_DATA_DIR").env_remove("BIBD_CONFIG_DIR");
+        command.env("BIBD__DATABASE__PROVISIONER", "process");
         command
     }
 

@@ -8,11 +8,9 @@ use std::path::Path;
 use crate::cluster::VERIFIER_FILE;
 use crate::config::{AUTO_CONF, CONF, Config, HBA, IDENT};
 use crate::error::Error;
-use crate::postmaster::PidFile;
-use crate::process::ProcessPostgres;
 use crate::settings::Layout;
 
-use super::Findings;
+use super::{ContainerItem, Finding, Findings, Status};
 
 /// What was found outside the server. Lists name at most [`SHOWN`] files each.
 #[derive(Debug, Clone)]
@@ -39,6 +37,8 @@ pub struct Facts {
     tcp_ports: Vec<String>,
     /// Log files with a password in them.
     logged_passwords: Vec<String>,
+    /// How the server is confined; nothing for a process.
+    confinement: Vec<ContainerItem>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -84,22 +84,18 @@ const KNOWN: [&str; 26] = [
     "current_logfiles.tmp",
 ];
 
-impl ProcessPostgres {
-    /// Looks at the server's files and its process, for [`audit`](super::audit).
+impl Facts {
+    /// Looks at the server's files and at its process, `pid` on this machine.
     ///
     /// # Errors
     /// [`Error::Io`] when a place cannot be looked at.
-    pub async fn facts(&self) -> Result<Facts, Error> {
-        let (config, layout) = (self.config().await?, self.layout().clone());
-        let uid = self.tools().await?.account.uid;
-        tokio::task::spawn_blocking(move || Facts::gather(config, &layout, uid))
-            .await
-            .map_err(|error| Error::io("look at", &self.layout().data)(std::io::Error::other(error)))?
-    }
-}
-
-impl Facts {
-    fn gather(config: Config, layout: &Layout, uid: u32) -> Result<Self, Error> {
+    pub(crate) fn gather(
+        config: Config,
+        layout: &Layout,
+        uid: u32,
+        pid: Option<u32>,
+        confinement: Vec<ContainerItem>,
+    ) -> Result<Self, Error> {
         let (mut config_modes, mut config_differs) = (Vec::new(), Vec::new());
         for (name, text) in config.files() {
             let path = layout.data.join(name);
@@ -117,7 +113,6 @@ impl Facts {
         let mut walk = Walk { uid, loose: Vec::new(), extra: Vec::new(), seen: 0 };
         walk.top(&layout.data)?;
         walk.directory(&layout.log, false)?;
-        let pid = PidFile::read(&layout.data).map(|file| file.pid);
         Ok(Self {
             config,
             uid,
@@ -131,6 +126,7 @@ impl Facts {
             umask: pid.and_then(umask_of),
             tcp_ports: pid.map(tcp_ports_of).unwrap_or_default(),
             logged_passwords: logged_passwords(&layout.log)?,
+            confinement,
         })
     }
 
@@ -160,6 +156,16 @@ impl Facts {
             self.logged_passwords.clone(),
             "no PASSWORD '..' but verifiers",
         );
+        for found in &self.confinement {
+            let (good, expected) = (found.problems.is_empty(), found.expected.to_owned());
+            let status = match (good, found.warn) {
+                (true, _) => Status::Pass,
+                (false, true) => Status::Warn,
+                (false, false) => Status::Fail,
+            };
+            let observed = if good { expected.clone() } else { found.problems.join("; ") };
+            findings.add(Finding { item: found.item, title: found.title, status, observed, expected });
+        }
     }
 }
 

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bibd_postgres::account::Account;
 use bibd_postgres::{
-    Act, Database, GroupRole, ManagedPostgres as _, PrivilegedObserver, ProcessPostgres, Randomness, SecretStore,
-    SecretStoreError, Settings, binaries,
+    Act, Choice, ContainerPostgres, Database, GroupRole, Layout, ManagedPostgres, PrivilegedObserver, ProcessPostgres,
+    Randomness, SecretStore, SecretStoreError, Settings, binaries,
 };
 use rand::SeedableRng as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -78,8 +78,48 @@ impl PrivilegedObserver for Recorder {
     }
 }
 
+/// The image that `cargo xtask image` builds, or another one by `BIB_TEST_IMAGE`.
+pub fn test_image() -> String {
+    std::env::var("BIB_TEST_IMAGE").unwrap_or_else(|_| "bibd-postgres:15".to_owned())
+}
+
+/// What the conformance tests run on: every provisioner, the container's on both engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    Process,
+    Docker,
+    Podman,
+}
+
+impl Ground {
+    pub fn choice(self) -> Choice {
+        if self == Self::Process { Choice::Process } else { Choice::Container }
+    }
+
+    /// The engine's socket; `cargo xtask ci` starts an engine behind each.
+    pub fn socket(self) -> PathBuf {
+        let (variable, usual) = match self {
+            Self::Process => panic!("a process has no engine"),
+            Self::Docker => ("BIB_TEST_DOCKER", "/run/docker.sock"),
+            Self::Podman => ("BIB_TEST_PODMAN", "/run/podman/podman.sock"),
+        };
+        std::env::var_os(variable).map_or_else(|| PathBuf::from(usual), PathBuf::from)
+    }
+
+    /// Runs the command line of Docker against this engine, whose API both speak: what a person would see.
+    pub fn engine(self, arguments: &[&str]) -> (bool, String) {
+        let mut command = std::process::Command::new("docker");
+        let output = command.arg("--host").arg(format!("unix://{}", self.socket().display())).args(arguments).output();
+        let output = output.unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
+    }
+}
+
 pub struct TestServer {
-    pub postgres: Arc<ProcessPostgres>,
+    pub ground: Ground,
+    pub choice: Choice,
+    pub postgres: Arc<dyn ManagedPostgres>,
     pub database: Database,
     pub store: Arc<MemoryStore>,
     pub recorder: Arc<Recorder>,
@@ -99,9 +139,70 @@ pub async fn machine_has_postgres() -> bool {
     false
 }
 
+/// Whether this machine can run a server there; says so loudly where it cannot, and fails where CI=true.
+pub async fn machine_has(ground: Ground) -> bool {
+    if ground == Ground::Process {
+        return machine_has_postgres().await;
+    }
+    let mut settings = Settings::new("/nonexistent", "/nonexistent");
+    settings.container.socket = Some(ground.socket());
+    settings.container.image = test_image();
+    let missing = match bibd_postgres::container::look(&settings).await {
+        Ok(seen) if seen.has_image => return true,
+        Ok(seen) => format!("{seen}; `cargo xtask image` builds it"),
+        Err(error) => error.to_string(),
+    };
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have {ground:?}: {missing}");
+    eprintln!("\n==== SKIPPED, NOTHING TESTED: {missing}\n");
+    false
+}
+
+/// The tests of that name, once for each provisioner.
+#[macro_export]
+macro_rules! on_every_provisioner {
+    ($($name:ident),* $(,)?) => {
+        mod process {
+            $crate::tests_on!(Process, $($name),*);
+        }
+        $crate::on_every_engine!($($name),*);
+    };
+}
+
+/// The tests of that name, once for each container engine.
+#[macro_export]
+macro_rules! on_every_engine {
+    ($($name:ident),* $(,)?) => {
+        mod docker {
+            $crate::tests_on!(Docker, $($name),*);
+        }
+        mod podman {
+            $crate::tests_on!(Podman, $($name),*);
+        }
+    };
+}
+
+/// The tests of that name there.
+#[macro_export]
+macro_rules! tests_on {
+    ($ground:ident, $($name:ident),*) => {$(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            if $crate::support::machine_has($crate::support::Ground::$ground).await {
+                super::$name($crate::support::Ground::$ground).await;
+            }
+        }
+    )*};
+}
+
 impl TestServer {
-    /// A place for a server: nothing is made yet.
+    /// A place for a server that runs as a process: nothing is made yet.
     pub fn new() -> Self {
+        Self::on(Ground::Process)
+    }
+
+    /// A place for a server: nothing is made yet.
+    pub fn on(ground: Ground) -> Self {
+        let choice = ground.choice();
         let here = tempfile::tempdir().unwrap();
         // When root, the server's user must pass through.
         std::fs::set_permissions(here.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
@@ -109,19 +210,37 @@ impl TestServer {
             std::fs::create_dir(here.path().join(name)).unwrap();
             std::fs::set_permissions(here.path().join(name), std::fs::Permissions::from_mode(0o711)).unwrap();
         }
-        let settings = Settings::new(here.path().join("d"), here.path().join("r"));
-        Self::at(here, settings, Arc::default())
+        let mut settings = Settings::new(here.path().join("d"), here.path().join("r"));
+        settings.container.image = test_image();
+        // Where every test is run at once, an engine that is there may need its time to say so.
+        settings.container.passing_deadline = Duration::from_secs(60);
+        settings.container.socket = (ground != Ground::Process).then(|| ground.socket());
+        // Containers have names on the whole machine: the directory's own makes them one test's.
+        let name = here.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.');
+        settings.container.node = format!("test-{name}");
+        let (store, recorder) = (Arc::default(), Arc::default());
+        let (postgres, database) = daemon(choice, &settings, &store, &recorder);
+        Self { ground, choice, postgres, database, store, recorder, settings, here }
     }
 
-    fn at(here: tempfile::TempDir, settings: Settings, store: Arc<MemoryStore>) -> Self {
-        let recorder = Arc::new(Recorder::default());
-        let (postgres, database) = daemon(&settings, &store, &recorder);
-        Self { postgres, database, store, recorder, settings, here }
+    /// Where everything of the server lies.
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.settings.data_root, &self.settings.runtime_dir)
+    }
+
+    /// The server's user.
+    pub async fn account(&self) -> Account {
+        Account::choose(None, &self.layout().data).await.unwrap()
+    }
+
+    /// The server's container.
+    pub fn container(&self) -> String {
+        format!("bibd-postgres-{}", self.settings.container.node)
     }
 
     /// The daemon dies and another one comes: all its memory is gone, the server stays as it is.
     pub fn another_daemon(&mut self) {
-        let (postgres, database) = daemon(&self.settings, &self.store, &self.recorder);
+        let (postgres, database) = daemon(self.choice, &self.settings, &self.store, &self.recorder);
         self.postgres = postgres;
         self.database = database;
     }
@@ -134,7 +253,12 @@ impl TestServer {
 
     /// Provisioned, started, with roles.
     pub async fn started() -> Self {
-        let server = Self::new();
+        Self::started_on(Ground::Process).await
+    }
+
+    /// Provisioned, started, with roles.
+    pub async fn started_on(ground: Ground) -> Self {
+        let server = Self::on(ground);
         server.postgres.provision().await.unwrap();
         server.postgres.start().await.unwrap();
         server.database.ensure_roles().await.unwrap();
@@ -159,35 +283,66 @@ impl TestServer {
         PgConnection::connect_with(&self.postgres.connect_options(&login)).await.unwrap()
     }
 
+    /// The process that listens on the socket, as this machine counts.
     pub fn pid(&self) -> u32 {
-        let path = self.postgres.layout().data.join("postmaster.pid");
-        std::fs::read_to_string(path).unwrap().lines().next().unwrap().parse().unwrap()
+        let stream = std::os::unix::net::UnixStream::connect(self.layout().socket()).unwrap();
+        let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
+        u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap()
+    }
+
+    /// The process of a session, which PostgreSQL counts as its container does.
+    pub fn pid_of(&self, backend: &str) -> u32 {
+        let data = self.layout().data;
+        let ids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+        let ours = |pid: &u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+                && inner.and_then(|ids| ids.split_whitespace().last()) == Some(backend)
+        };
+        ids.filter_map(|id| id.parse().ok()).find(ours).unwrap()
     }
 
     /// Everything the server has logged.
     pub fn log(&self) -> String {
         let mut text = String::new();
-        for entry in std::fs::read_dir(&self.postgres.layout().log).unwrap() {
+        for entry in std::fs::read_dir(&self.layout().log).unwrap() {
             text.push_str(&String::from_utf8_lossy(&std::fs::read(entry.unwrap().path()).unwrap()));
         }
         text
     }
 }
 
-fn daemon(settings: &Settings, store: &Arc<MemoryStore>, recorder: &Arc<Recorder>) -> (Arc<ProcessPostgres>, Database) {
+fn daemon(
+    choice: Choice,
+    settings: &Settings,
+    store: &Arc<MemoryStore>,
+    recorder: &Arc<Recorder>,
+) -> (Arc<dyn ManagedPostgres>, Database) {
     // Another daemon draws other passwords.
     static SEED: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(2);
     let seed = SEED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(seed));
-    let postgres = Arc::new(ProcessPostgres::new(settings.clone(), store.clone(), random.clone()));
+    let (settings, secrets) = (settings.clone(), store.clone());
+    let postgres: Arc<dyn ManagedPostgres> = match choice {
+        Choice::Process => Arc::new(ProcessPostgres::new(settings, secrets, random.clone())),
+        Choice::Container => Arc::new(ContainerPostgres::new(settings, secrets, random.clone())),
+    };
     let database = Database::new(postgres.clone(), store.clone(), recorder.clone(), random);
     (postgres, database)
 }
 
 impl Drop for TestServer {
     fn drop(&mut self) {
+        if self.ground != Ground::Process {
+            // Only the containers of this very test, by their names.
+            for name in [self.container(), format!("{}-tool", self.container())] {
+                self.ground.engine(&["rm", "--force", "--volumes", &name]);
+            }
+            return;
+        }
         // Only the server of this very directory, which the test started: found through its pid file.
-        let data = &self.postgres.layout().data;
+        let data = &self.layout().data;
         let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return };
         let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { return };
         let ours = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == *data);

@@ -14,6 +14,15 @@ use crate::units::format_millis;
 pub(crate) enum Command {
     /// Runs the hardening checklist; exit 7 when an item fails. `-o markdown` writes a report
     Audit,
+    /// Hands the database to another provisioner, with everything in it, when `bibd` starts next
+    Move {
+        /// `process` or `container`
+        #[arg(long, value_name = "PROVISIONER", value_parser = ["process", "container"])]
+        to: String,
+        /// Only say whether it could be run there
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Gives the database's logins new passwords now, while everybody goes on working
     Rotate {
         /// Only this role, as `status` names it; can be repeated
@@ -38,11 +47,17 @@ record! {
 }
 
 record! {
+    /// A move of the database.
+    MoveRow { from: String = Text, to: String = Text, version: String = Text, planned: bool = Text }
+}
+
+record! {
     /// A role of the database; what is the same for all of them is for programs.
     RoleRow {
         role: String = Text listed, login: String = Text listed, password_age_ms: u64 = Millis listed,
         connections: u64 = Text listed, provisioner: String = Text, version: String = Text, uptime_ms: u64 = Millis,
-        rotated_every_ms: u64 = Millis,
+        rotated_every_ms: u64 = Millis, container: String = Text, engine: String = Text, image: String = Text,
+        digest: String = Text,
     }
 }
 
@@ -51,6 +66,7 @@ impl Command {
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         match self {
             Self::Audit => audit(context).await,
+            Self::Move { to, dry_run } => relocate(context, &to, dry_run).await,
             Self::Rotate { roles } => rotate(context, &roles).await,
             Self::Status => status(context).await,
         }
@@ -74,6 +90,21 @@ async fn audit(context: &Context) -> Result<()> {
     if failed > 0 { Err(Failure::said(Exit::Integrity)) } else { Ok(()) }
 }
 
+async fn relocate(context: &Context, to: &str, dry_run: bool) -> Result<()> {
+    let answer = context.client().await?.admin().move_database(to, dry_run).await?;
+    let row = MoveRow { from: answer.from, to: answer.to, version: answer.version, planned: !dry_run };
+    context.output.one(&row)?;
+    if !dry_run {
+        context.output.note("it moves when bibd starts next; restart it");
+    }
+    if !answer.is_allowed {
+        context
+            .output
+            .note(&format!("the node's database.provisioner names another one: set it to auto or {to} first"));
+    }
+    Ok(())
+}
+
 async fn rotate(context: &Context, roles: &[String]) -> Result<()> {
     let answer = context.client().await?.admin().rotate_database(roles).await?;
     let left_out = answer.left_out.join(", ");
@@ -89,6 +120,7 @@ async fn status(context: &Context) -> Result<()> {
     let answer = context.client().await?.admin().database_status().await?;
     let (uptime_ms, every_ms) =
         (answer.uptime_seconds.saturating_mul(1_000), answer.rotated_every_seconds.saturating_mul(1_000));
+    let container = answer.container.unwrap_or_default();
     let mut list = context.output.list();
     for role in answer.roles {
         list.push(&RoleRow {
@@ -100,9 +132,18 @@ async fn status(context: &Context) -> Result<()> {
             version: answer.version.clone(),
             uptime_ms,
             rotated_every_ms: every_ms,
+            container: container.name.clone(),
+            engine: container.engine.clone(),
+            image: container.image.clone(),
+            digest: container.digest.clone(),
         })?;
     }
     list.finish("no roles")?;
+    if !container.name.is_empty() {
+        let [name, engine, image, digest] =
+            [&container.name, &container.engine, &container.image, &container.digest].map(|text| scrub(text));
+        context.output.note(&format!("container {name} of {engine}; image {image}, {digest}"));
+    }
     context.output.note(&format!(
         "PostgreSQL {} ({}), up for {}; a password is replaced after {}",
         scrub(&answer.version),

@@ -16,7 +16,7 @@ pub(crate) mod rows {
     pub(crate) use super::audit::{EntryRow, VerdictRow};
     pub(crate) use super::backup::{BackupRow, CheckedRow};
     pub(crate) use super::config::ConfigRow;
-    pub(crate) use super::database::{FindingRow, RoleRow, RotationRow};
+    pub(crate) use super::database::{FindingRow, MoveRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
     pub(crate) use super::recovery::{RecoveryRow, SheetRow};
     pub(crate) use super::storage::{CollectRow, ScrubRow};

@@ -1,8 +1,11 @@
 //! The managed PostgreSQL on the wire.
 
-use bib_proto::v1::{self as pb, AuditDatabaseResponse, GetDatabaseStatusResponse, RotateDatabaseResponse};
+use bib_proto::v1::{
+    self as pb, AuditDatabaseResponse, GetDatabaseStatusResponse, MoveDatabaseResponse, RotateDatabaseResponse,
+};
 use bibd_postgres::checklist::{Finding, Status as Verdict};
 
+use crate::services::moving::Planned;
 use crate::services::rotation::{DatabaseStatus, RoleState, Rotated};
 
 /// The checklist with its counts.
@@ -34,6 +37,22 @@ pub(super) fn status(status: DatabaseStatus) -> GetDatabaseStatusResponse {
         uptime_seconds: status.uptime.as_secs(),
         rotated_every_seconds: status.rotated_every.as_secs(),
         roles: status.roles.into_iter().map(role).collect(),
+        container: status.container.map(|found| pb::DatabaseContainer {
+            name: found.name,
+            engine: found.engine,
+            image: found.image,
+            digest: found.digest,
+        }),
+    }
+}
+
+/// A move as it is planned.
+pub(super) fn planned(planned: Planned) -> MoveDatabaseResponse {
+    MoveDatabaseResponse {
+        from: planned.from.name().to_owned(),
+        to: planned.to.name().to_owned(),
+        version: planned.version,
+        is_allowed: planned.is_allowed,
     }
 }
 

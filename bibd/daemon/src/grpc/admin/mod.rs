@@ -29,6 +29,7 @@ use crate::services::collector::CollectorUseCases;
 use crate::services::configuration::Configuration;
 use crate::services::database_audit::DatabaseAudit;
 use crate::services::journal::Journal;
+use crate::services::moving::Moving;
 use crate::services::node_info::NodeUseCases;
 use crate::services::recovery::Recovery;
 use crate::services::recovery_check::RecoveryCheck;
@@ -51,6 +52,8 @@ pub struct AdminParts {
     pub database: DatabaseAudit,
     /// The database's passwords.
     pub rotation: Rotation,
+    /// The database from one provisioner to another.
+    pub moving: Moving,
     /// The node as a whole.
     pub node: NodeUseCases,
     /// The recovery sheet.
@@ -231,6 +234,16 @@ impl AdminService for AdminHandler {
         let call = call_of(&request)?;
         let rotated = self.parts.rotation.rotate(&call, &request.into_inner().roles).await?;
         Ok(Response::new(database::rotated(rotated)))
+    }
+
+    async fn move_database(
+        &self,
+        request: Request<pb::MoveDatabaseRequest>,
+    ) -> Result<Response<pb::MoveDatabaseResponse>, Status> {
+        let call = call_of(&request)?;
+        let wanted = request.into_inner();
+        let planned = self.parts.moving.plan(&call, &wanted.to, wanted.dry_run).await?;
+        Ok(Response::new(database::planned(planned)))
     }
 
     async fn export_recovery(

@@ -17,7 +17,7 @@ use bib_identity::Recipient;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::Outcome;
 use bibd_catalog::{audit, chunks};
-use bibd_postgres::{Database, GroupRole, ProcessPostgres, Target};
+use bibd_postgres::{Database, GroupRole, Target, Wanted};
 use prometheus::IntGauge;
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard, mpsc};
@@ -34,7 +34,7 @@ use crate::backup::{
     BackupError, Manifest, Object, Store, base_key, blocking, manifest_key, pack, state, state_key, verified_key,
 };
 use crate::errors::ErrorCode;
-use crate::foundation::{self, Foundation};
+use crate::foundation::Foundation;
 use crate::grpc::health::{Condition, HealthBoard};
 use crate::secrets::Secrets;
 use crate::services::recovery;
@@ -52,7 +52,6 @@ pub struct BackupUseCases {
     sources: state::Sources,
     spool: PathBuf,
     foundation: Foundation,
-    postgres: Arc<ProcessPostgres>,
     database: Arc<Database>,
     secrets: Secrets,
     health: HealthBoard,
@@ -89,9 +88,6 @@ impl BackupUseCases {
     /// When the log cannot be written.
     pub async fn start(foundation: &Foundation, base: Base) -> Result<Self, ServiceError> {
         let (config, places) = (foundation.config(), &foundation.places);
-        let settings = foundation::postgres_settings(config, places);
-        let random = foundation::randomness(foundation.entropy());
-        let postgres = ProcessPostgres::new(settings, Arc::new(foundation.secrets.clone()), random);
         let sources = state::Sources {
             data: foundation.data.root().to_owned(),
             checkpoints: places.checkpoints.clone(),
@@ -105,8 +101,7 @@ impl BackupUseCases {
             store: config.backup.store.as_ref().map(|root| Store::of(root, &base.peer)),
             base,
             sources,
-            spool: postgres.layout().spool.clone(),
-            postgres: Arc::new(postgres),
+            spool: foundation.postgres.layout().spool.clone(),
             database: Arc::clone(&foundation.database),
             secrets: foundation.secrets.clone(),
             health: foundation.health.clone(),
@@ -215,9 +210,9 @@ impl BackupUseCases {
         // Before the database: its checkpoints then speak of nothing that the database has not.
         let state = self.seal_state(store, id, &recipients, &watched).await?;
         self.foundation.failpoints.hit("backup.begun");
-        let origin = self.postgres.origin().await?;
+        let origin = self.foundation.postgres.origin().await?;
         let login = self.database.login(GroupRole::Backup)?;
-        let (running, reader) = self.postgres.base_backup(&login, id).await?;
+        let (running, reader) = self.foundation.postgres.base_backup(&login, id).await?;
         let mut sealing =
             Box::pin(seal_base(store.clone(), id.to_owned(), recipients.clone(), Arc::clone(&watched), reader));
         let (draft, base) = loop {
@@ -393,6 +388,7 @@ impl BackupUseCases {
             opener: &opener,
             directory: scratch.path(),
             config: self.foundation.config(),
+            wanted: Wanted::Exactly(self.foundation.postgres.choice()),
             entropy: self.foundation.entropy(),
             now_s: self.base.now().as_seconds(),
             failpoints: &self.foundation.failpoints,

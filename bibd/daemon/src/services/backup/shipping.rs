@@ -27,7 +27,7 @@ impl BackupUseCases {
         let mut failing = blocking(move || swept.sweep("wal")).await.err();
         loop {
             let shipped = self.ship_all(&store).await;
-            let waiting = wal::waiting(&self.postgres.layout().data) as u64 * SEGMENT_BYTES;
+            let waiting = wal::waiting(&self.foundation.postgres.layout().data) as u64 * SEGMENT_BYTES;
             self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
             let pause = match shipped {
                 Ok(()) => {
