@@ -4,7 +4,7 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=bib");
-    let files = ["admin", "auth", "common", "dataset", "health", "node", "topic", "user"]
+    let files = ["admin", "auth", "break_glass", "common", "dataset", "health", "node", "topic", "user"]
         .map(|name| format!("bib/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);

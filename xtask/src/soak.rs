@@ -20,6 +20,7 @@ use crate::postgres;
 use crate::process::{capture, root};
 use crate::random::{Random, write_file};
 
+mod glass;
 mod steps;
 
 /// The dataset that every round publishes into.

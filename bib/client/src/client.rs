@@ -136,6 +136,18 @@ impl Client {
         Ok(answers.map(|answer| answer.map_err(Error::from)).boxed())
     }
 
+    /// Many requests and many answers at once, each way for as long as it lasts. Never sent twice.
+    pub(crate) async fn both_ways<Q, A, F, Fut>(&self, messages: Q, call: F) -> Result<Answers<A>>
+    where
+        A: Send + 'static,
+        F: FnOnce(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<Streaming<A>>, Status>>,
+    {
+        let link = self.link();
+        let answers = call(link.channel.clone(), link.request(messages, None)).await.map_err(Error::from)?;
+        Ok(answers.into_inner().map(|answer| answer.map_err(Error::from)).boxed())
+    }
+
     async fn persistently<Q, A, F, Fut>(
         &self,
         repeat: Repeat,

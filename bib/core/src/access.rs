@@ -90,6 +90,16 @@ words! {
 }
 
 words! {
+    /// What a break-glass grant lets a person do in the database.
+    GlassAccess {
+        /// Read every table.
+        ReadOnly = "readonly",
+        /// Also change rows, but those of the audit log and of break-glass itself.
+        ReadWrite = "readwrite",
+    }
+}
+
+words! {
     /// Every act that the policy knows.
     Verb {
         /// See the node's state and who is logged in as oneself.
@@ -144,6 +154,8 @@ words! {
         DatabaseAudit = "database.audit",
         /// Rotate database credentials, collect garbage, scrub: maintenance.
         Maintain = "node.maintain",
+        /// Open the database to a person for a while, and look at what was done.
+        BreakGlass = "break_glass",
         /// Export the recovery sheet.
         RecoveryExport = "recovery.export",
         /// Stop the daemon.
@@ -289,6 +301,7 @@ const fn rule(verb: Verb) -> Rule {
         | Verb::MetricsRead
         | Verb::DatabaseAudit
         | Verb::Maintain
+        | Verb::BreakGlass
         | Verb::RecoveryExport
         | Verb::Shutdown => Rule::Role(NodeRole::Admin),
     }

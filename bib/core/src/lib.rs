@@ -16,6 +16,7 @@ pub mod content;
 pub mod fields;
 pub mod fingerprint;
 pub mod frame;
+pub mod glass;
 pub mod grant;
 pub mod hash;
 pub mod id;

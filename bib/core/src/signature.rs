@@ -134,12 +134,8 @@ impl LoginStatement {
         if format != LOGIN_FORMAT {
             return Err(LoginError::Format(format.chars().take(80).collect()));
         }
-        let challenge: String = fields.required("challenge")?;
-        let mut challenge_bytes = [0; 32];
-        hex::decode_to_slice(&challenge, &mut challenge_bytes)
-            .map_err(|_| fields.error("challenge", "64 hex digits are needed"))?;
         let statement = Self {
-            challenge: challenge_bytes,
+            challenge: challenge(&mut fields)?,
             node: fields.required("node")?,
             server_certificate: fields.optional("server_certificate")?,
             csr: fields.required("csr")?,
@@ -149,4 +145,12 @@ impl LoginStatement {
         };
         if statement.to_bytes()? == bytes { Ok(statement) } else { Err(CanonicalError::NotCanonical.into()) }
     }
+}
+
+/// The member `challenge` of a statement: 32 bytes as hex digits.
+pub(crate) fn challenge(fields: &mut Fields) -> Result<[u8; 32], FieldError> {
+    let text: String = fields.required("challenge")?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(&text, &mut bytes).map_err(|_| fields.error("challenge", "64 hex digits are needed"))?;
+    Ok(bytes)
 }

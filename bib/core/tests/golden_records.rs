@@ -8,10 +8,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use bib_core::access::{
-    Caller, Decision, Embargo, GrantLevel, Needs, NodeRole, Place, Standing, Verb, Visibility, decide,
+    Caller, Decision, Embargo, GlassAccess, GrantLevel, Needs, NodeRole, Place, Standing, Verb, Visibility, decide,
 };
 use bib_core::canonical;
 use bib_core::fields::Extra;
+use bib_core::glass::GlassStatement;
 use bib_core::grant::{Grant, GrantState, Subject};
 use bib_core::metadata::{Creator, Funder, Metadata, Related};
 use bib_core::record::{
@@ -320,6 +321,37 @@ fn log_in_statements_keep_their_bytes() {
     compare("login-socket.json", &socket.to_bytes().unwrap());
 }
 
+fn glass() -> GlassStatement {
+    GlassStatement {
+        challenge: [3; 32],
+        node: node(),
+        user: "ada".to_owned(),
+        reason: "ticket 17: größer".to_owned(),
+        duration_s: 3_600,
+        access: GlassAccess::ReadOnly,
+        key: fingerprint(),
+        time: time(),
+        extra: Extra::new(),
+    }
+}
+
+#[test]
+fn break_glass_statements_keep_their_bytes() {
+    let bytes = glass().to_bytes().unwrap();
+    compare("break-glass.json", &bytes);
+    assert_eq!(GlassStatement::parse(&bytes).unwrap(), glass());
+    for wrong in [
+        GlassStatement { reason: "two\nlines".to_owned(), ..glass() },
+        GlassStatement { reason: String::new(), ..glass() },
+        GlassStatement { reason: "x".repeat(1_025), ..glass() },
+    ] {
+        assert!(GlassStatement::parse(&wrong.to_bytes().unwrap()).is_err(), "{wrong:?}");
+    }
+    // No statement of one kind is one of the other.
+    assert!(GlassStatement::parse(&login().to_bytes().unwrap()).is_err());
+    assert!(LoginStatement::parse(&bytes).is_err());
+}
+
 #[test]
 fn signed_bytes_begin_with_the_purpose() {
     assert_eq!(signed_bytes(Purpose::Record, b"{}"), b"bib-record-v1\0{}");
@@ -519,6 +551,7 @@ proptest! {
         let _body = Body::parse(&bytes);
         let _statement = Statement::parse(&bytes);
         let _login = LoginStatement::parse(&bytes);
+        let _glass = GlassStatement::parse(&bytes);
         let _metadata = Metadata::from_json(&bytes);
     }
 

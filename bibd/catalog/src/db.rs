@@ -54,6 +54,15 @@ impl Db {
         begin(&self.0.service, context).await
     }
 
+    /// As [`Db::begin`], for entries about what has not happened yet: the commit does not wait for the disk. The log is
+    /// written in order, so that whatever is committed later, by anybody, is not durable without it.
+    ///
+    /// # Errors
+    /// When no connection comes free in time.
+    pub async fn begin_ahead(&self, context: &Context) -> Result<Tx> {
+        begin_with(&self.0.service, context, "; SET LOCAL synchronous_commit = off").await
+    }
+
     /// A connection for reading (`bibd_service`), outside a transaction: each statement sees what is committed.
     ///
     /// # Errors
@@ -125,11 +134,15 @@ impl Db {
 }
 
 async fn begin(pool: &PgPool, context: &Context) -> Result<Tx> {
+    begin_with(pool, context, "").await
+}
+
+async fn begin_with(pool: &PgPool, context: &Context, more: &'static str) -> Result<Tx> {
     // One round trip. This is the only place of the catalog where SQL is put together, from two UUIDs and a name
     // that is part of the program.
     let user = context.user.map_or_else(String::new, |user| user.to_string());
     let sql = format!(
-        "BEGIN; SET LOCAL bib.operation = '{}'; SET LOCAL bib.actor = '{user}'; SET LOCAL bib.component = '{}'",
+        "BEGIN; SET LOCAL bib.operation = '{}'; SET LOCAL bib.actor = '{user}'; SET LOCAL bib.component = '{}'{more}",
         context.operation, context.component,
     );
     let inner = pool.begin_with(AssertSqlSafe(sql)).await.map_err(|e| Error::from_sqlx("begin", e))?;

@@ -17,6 +17,7 @@ pub mod chunks;
 pub mod datasets;
 mod db;
 mod error;
+pub mod glass;
 pub mod grants;
 pub mod leases;
 pub mod migrate;
@@ -41,6 +42,7 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
         audit::statements(),
         chunks::STATEMENTS.to_vec(),
         datasets::STATEMENTS.to_vec(),
+        glass::STATEMENTS.to_vec(),
         grants::STATEMENTS.to_vec(),
         leases::STATEMENTS.to_vec(),
         node::STATEMENTS.to_vec(),

@@ -41,6 +41,7 @@ migrations! {
     4 "create_audit" "0004_create_audit",
     5 "grant_roles" "0005_grant_roles",
     6 "add_version_charges" "0006_add_version_charges",
+    7 "create_glass" "0007_create_glass",
 }
 
 /// Why migrating stopped. The database is as it was before the migration that failed.
@@ -272,6 +273,6 @@ mod tests {
             .flat_map(|m| ["down", "up"].map(|way| format!("{:04}_{}.{way}.sql", m.version, m.name)))
             .collect();
         assert_eq!(files, expected);
-        assert!(MIGRATIONS.iter().enumerate().all(|(i, m)| usize::try_from(m.version).unwrap() == i + 1));
+        assert!(MIGRATIONS.is_sorted_by(|one, next| one.version < next.version));
     }
 }

@@ -83,12 +83,14 @@ async fn up_is_repeatable_and_down_stops_before_the_audit_log() {
     let server = TestServer::started().await;
     assert_eq!(version(&server).await, 0);
     let applied = up(&server).await.unwrap();
-    assert_eq!(applied.iter().map(|a| a.version).collect::<Vec<_>>(), (1..=migrate::newest()).collect::<Vec<_>>());
+    let versions: Vec<i32> = MIGRATIONS.iter().map(|m| m.version).collect();
+    assert_eq!(applied.iter().map(|a| a.version).collect::<Vec<_>>(), versions);
     assert_eq!(up(&server).await.unwrap(), []);
     assert_eq!(version(&server).await, migrate::newest());
 
-    let undone = as_migrator(&server, async |c| migrate::down(c, 2).await).await.unwrap();
-    assert_eq!(undone.iter().map(|a| a.version).collect::<Vec<_>>(), [6, 5]);
+    let (kept, taken) = versions.split_at(versions.iter().position(|version| *version == 5).unwrap());
+    let undone = as_migrator(&server, async |c| migrate::down(c, taken.len()).await).await.unwrap();
+    assert!(undone.iter().map(|a| a.version).eq(taken.iter().rev().copied()), "{undone:?} after {kept:?}");
     let mut service = server.connect(GroupRole::Service).await;
     assert_eq!(code(&mut service, "SELECT 1 FROM bib.topics").await, "42501", "the rights went with migration 5");
     let refused = as_migrator(&server, async |c| migrate::down(c, 4).await).await.unwrap_err();
@@ -96,7 +98,7 @@ async fn up_is_repeatable_and_down_stops_before_the_audit_log() {
     assert_eq!(version(&server).await, 4);
     let mut superuser = server.attacker().await;
     assert_eq!(text(&mut superuser, "SELECT count(*)::text FROM bib.audit_entry").await, "0", "the log is there");
-    assert_eq!(up(&server).await.unwrap().iter().map(|a| a.version).collect::<Vec<_>>(), [5, 6]);
+    assert_eq!(up(&server).await.unwrap().iter().map(|a| a.version).collect::<Vec<_>>(), taken);
     assert_eq!(code(&mut service, "SELECT 1 FROM bib.topics").await, "done");
 }
 

@@ -1,7 +1,7 @@
 //! The registry of error codes: one stable code per thing that a person can look up in `docs/errors/`.
 //!
 //! A code is never reused. Codes are grouped: 00xx requests, 01xx who you are, 02xx publishing and data,
-//! 03xx the node and its parts, 04xx starting `bibd`. `cargo xtask tidy` checks that each has its page.
+//! 03xx the node and its parts, 04xx starting `bibd`, 05xx the client (`bib_client::error::code`), 06xx break-glass. `cargo xtask tidy` checks that each has its page.
 
 use std::fmt;
 
@@ -85,6 +85,18 @@ codes! {
     POSTGRES_UNAVAILABLE = 405, "PostgreSQL cannot be started";
     SCHEMA_NEWER = 406, "the data was written by a newer bibd";
     RESTORE_UNFINISHED = 407, "a restore into this data directory was not finished";
+    GLASS_OFF = 600, "break-glass is not enabled on this node";
+    GLASS_CHALLENGE = 601, "the challenge of a break-glass request is unknown, expired or was answered before";
+    GLASS_STATEMENT = 602, "what was signed is not what was asked for";
+    GLASS_KEY = 603, "the key may not confirm break-glass";
+    GLASS_SIGNATURE = 604, "the signature of a break-glass request is not valid";
+    GLASS_TOO_LONG = 605, "break-glass is not granted for that long";
+    GLASS_TOO_MUCH = 606, "break-glass does not grant that much";
+    GLASS_OPEN = 607, "a break-glass grant is open already";
+    GLASS_NOT_OPEN = 608, "no break-glass grant is open for you";
+    GLASS_REVIEW = 609, "an earlier break-glass grant waits for its review";
+    GLASS_RECORDER = 610, "the recording of break-glass cannot be written";
+    GLASS_NOTICE = 611, "a notice of break-glass was not delivered";
 }
 
 #[cfg(test)]

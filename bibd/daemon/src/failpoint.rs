@@ -17,7 +17,7 @@ pub const RESTORE: [&str; 5] =
 
 /// Every step, by the name of what it is a step of.
 pub fn all() -> impl Iterator<Item = &'static str> {
-    Failpoints::ROTATION.into_iter().chain(BACKUP).chain(RESTORE)
+    Failpoints::ROTATION.into_iter().chain(BACKUP).chain(RESTORE).chain(Failpoints::GLASS)
 }
 
 /// What the environment asks for: nothing, unless a test does.

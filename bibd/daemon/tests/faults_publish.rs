@@ -13,59 +13,13 @@
 mod faults;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bib_client::Client;
 use faults::publisher::{Publisher, audit_is_ok};
+use faults::trace::Tracer;
 use faults::*;
 use rustix::process::Signal;
-
-/// A tracer of a daemon that runs.
-struct Tracer(Child);
-
-impl Tracer {
-    /// Attaches; `None`, said loudly, where the machine has no strace or does not let us.
-    fn attach(node: &Node, output: &Path, arguments: &[&str]) -> Option<Self> {
-        let pid = node.pid().as_raw_nonzero().to_string();
-        let mut command = Command::new("strace");
-        command.args(["-f", "-p", &pid, "-o"]).arg(output).args(arguments);
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut child = match spawned {
-            Ok(child) => child,
-            Err(error) => return skipped(&error.to_string()),
-        };
-        let mut said = String::new();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        while !said.contains("attached") {
-            said.clear();
-            if lines.read_line(&mut said).unwrap() == 0 {
-                child.wait().unwrap();
-                return skipped("strace may not attach");
-            }
-        }
-        // It tells of each new thread: somebody must read, or it waits.
-        std::thread::spawn(move || lines.lines().for_each(drop));
-        Some(Self(child))
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        // INT lets it detach and write the rest; the traced daemon may have taken it along already.
-        let _ = rustix::process::kill_process(pid, Signal::INT);
-        let _ = self.0.wait();
-    }
-}
-
-fn skipped(reason: &str) -> Option<Tracer> {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have strace: {reason}");
-    eprintln!("\n==== SKIPPED, NOTHING TESTED: {reason}\n");
-    None
-}
 
 /// Rows of chunks: what was made durable and recorded.
 async fn recorded(place: &Place) -> i64 {

@@ -12,7 +12,7 @@ mod clocked;
 mod faults;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -44,36 +44,6 @@ fn passwords(data: &Path) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     gather(&serde_json::from_str(text.expose_secret()).unwrap(), &mut all);
     all
-}
-
-/// Files below `directory` in which one of `secrets` stands.
-fn files_with(directory: &Path, secrets: &BTreeSet<String>) -> (Vec<PathBuf>, usize) {
-    let (mut left, mut found, mut searched) = (vec![directory.to_owned()], Vec::new(), 0);
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if let Ok(bytes) = std::fs::read(&path) {
-            searched += 1;
-            let text = String::from_utf8_lossy(&bytes);
-            if secrets.iter().any(|secret| text.contains(secret)) {
-                found.push(path);
-            }
-        }
-    }
-    (found, searched)
-}
-
-/// What the arguments of every process of this machine say.
-fn process_list() -> String {
-    let mut text = String::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        for name in ["cmdline", "environ"] {
-            if let Ok(bytes) = std::fs::read(entry.path().join(name)) {
-                text.push_str(&String::from_utf8_lossy(&bytes));
-            }
-        }
-    }
-    text
 }
 
 async fn rotate(channel: &Channel, roles: &[&str]) -> Result<pb::RotateDatabaseResponse, tonic::Status> {

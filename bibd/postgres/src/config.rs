@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::account::Account;
 use crate::error::Error;
 use crate::file;
+use crate::glass;
 use crate::role::{ADMIN, DATABASE, GroupRole, Letter, MIGRATE};
 use crate::scram;
 use crate::settings::{Layout, Limits, MAX_CONNECTIONS, PORT, RESERVED_CONNECTIONS, Target, Wal};
@@ -237,6 +238,10 @@ fn hba() -> String {
         for letter in Letter::ALL {
             line("local", DATABASE, &group.login_name(letter), "scram-sha-256");
         }
+    }
+    for access in glass::Access::ALL {
+        // Whoever is a member: the roles of break-glass come and go without a word here.
+        line("local", DATABASE, &format!("+{}", access.group()), "scram-sha-256");
     }
     for letter in Letter::ALL {
         line("local", "replication", &GroupRole::Backup.login_name(letter), "scram-sha-256");

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::time::Instant;
 
 use crate::error::Error;
+use crate::glass;
 use crate::random::Randomness;
 use crate::role::{ADMIN, CHECK_SCHEMA, DATABASE, GroupRole, Letter, MIGRATE, OWNER, RoleLimits, SCHEMA};
 use crate::scram;
@@ -142,6 +143,8 @@ pub(crate) async fn cluster(
         settings_of(&mut sql, &name, group.limits(), version);
     }
     settings_of(&mut sql, MIGRATE, MIGRATE_LIMITS, version);
+    glass::create_groups(&mut sql, exists);
+    let mut shut = glass::shut_all(&mut sql, stored.keys());
     if let Some(password) = admin_next {
         let verifier = scram::verifier(password, random);
         sql.add(format!("ALTER ROLE {ADMIN} PASSWORD '{}'", verifier.expose_secret()));
@@ -159,7 +162,8 @@ pub(crate) async fn cluster(
     transaction.commit().await.map_err(Error::sql(WHAT))?;
     // What a rotation left that was interrupted. A session that does not end keeps no node from starting: it is older
     // than the node, and the next rotation tells it again.
-    match end_sessions(connection, &logins.idle()).await {
+    shut.extend(logins.idle());
+    match end_sessions(connection, &shut).await {
         Err(Error::Deadline { .. }) => tracing::warn!("a session of a former login does not end"),
         other => other?,
     }
@@ -179,7 +183,8 @@ pub(crate) async fn cluster(
     for database in [DATABASE, "postgres", "template1"] {
         sql.add(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
     }
-    for name in GroupRole::ALL.map(GroupRole::name).into_iter().chain([MIGRATE]) {
+    let glass = glass::Access::ALL.map(glass::Access::group);
+    for name in GroupRole::ALL.map(GroupRole::name).into_iter().chain([MIGRATE]).chain(glass) {
         sql.add(format!("GRANT CONNECT ON DATABASE {DATABASE} TO {name}"));
     }
     sql.run(connection, "close the databases to PUBLIC").await
@@ -358,15 +363,15 @@ const SESSION_END_STEP: Duration = Duration::from_millis(20);
 
 /// Statements to run in order. Built from constants of this crate, numbers and verifiers: never from outside.
 #[derive(Default)]
-struct Script(String);
+pub(crate) struct Script(String);
 
 impl Script {
-    fn add(&mut self, statement: impl AsRef<str>) {
+    pub(crate) fn add(&mut self, statement: impl AsRef<str>) {
         self.0.push_str(statement.as_ref());
         self.0.push_str(";\n");
     }
 
-    async fn run(self, connection: &mut PgConnection, what: &'static str) -> Result<(), Error> {
+    pub(crate) async fn run(self, connection: &mut PgConnection, what: &'static str) -> Result<(), Error> {
         // The text holds verifiers: wiped afterwards by whoever holds it last, which is us.
         let text = zeroize::Zeroizing::new(self.0);
         sqlx::raw_sql(AssertSqlSafe(text.as_str())).execute(connection).await.map_err(Error::sql(what))?;

@@ -14,6 +14,11 @@ impl Failpoints {
     pub const ROTATION: [&'static str; 5] =
         ["rotate.intent", "rotate.opened", "rotate.stored", "rotate.moved", "rotate.closed"];
 
+    /// The steps of a break-glass grant, in order: decided and in the log; its role can log in; it is open; sessions were
+    /// told to end; the role is gone; so it says in the log.
+    pub const GLASS: [&'static str; 6] =
+        ["glass.intent", "glass.opened", "glass.open", "glass.cut", "glass.closed", "glass.ended"];
+
     /// Calls `hook` at each point.
     pub fn new(hook: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(hook)))

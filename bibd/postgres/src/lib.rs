@@ -7,9 +7,11 @@
 //!
 //! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`]): the daemon seals, signs, stores.
 //!
+//! Of break-glass it knows the role and the wire ([`glass`]): the daemon records, decides, and cuts.
+//!
 //! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner does), then [`process`] and
-//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other), [`database`] (roles, logins, the migrations'
-//! door), [`rotation`] and [`checklist`] (`bib admin db audit`).
+//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other), [`database`]
+//! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -26,6 +28,7 @@ mod ensure;
 pub mod error;
 mod failpoints;
 mod file;
+pub mod glass;
 mod host;
 pub mod managed;
 pub mod moving;

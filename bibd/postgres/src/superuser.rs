@@ -32,6 +32,10 @@ pub enum Act {
     OpenRotation,
     /// Closes the logins that a rotation left, and ends their sessions.
     CloseRotation,
+    /// Makes the role of a break-glass grant.
+    OpenGlass,
+    /// Ends the sessions of that role and drops it.
+    CloseGlass,
 }
 
 impl Act {
@@ -43,6 +47,8 @@ impl Act {
             Self::CloseMigration => "database.migration.close",
             Self::OpenRotation => "database.rotation.open",
             Self::CloseRotation => "database.rotation.close",
+            Self::OpenGlass => "database.glass.open",
+            Self::CloseGlass => "database.glass.close",
         }
     }
 }

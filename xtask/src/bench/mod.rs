@@ -20,6 +20,7 @@ use crate::report::{Bound, Figure, Machine, Report};
 mod commits;
 mod container;
 mod files;
+mod glass;
 mod rotation;
 mod transfer;
 
@@ -41,6 +42,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("audit-verify", commits::audit_verify),
     ("rotation", rotation::rotation),
     ("container", container::container),
+    ("break-glass", glass::glass),
 ];
 
 /// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.

@@ -1,6 +1,6 @@
-//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a rotation, a backup or a restore
-//! (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within ten seconds one
-//! valid state is found, and the same work is done to its end.
+//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a rotation, a backup, a restore or a
+//! grant of break-glass (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within
+//! ten seconds one valid state is found, and the same work is done to its end.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,15 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
+use super::glass;
 use crate::node::{DIE_AT, Node, Programs, passable_directory};
 use crate::process::capture;
 use crate::random::Random;
 
 /// The works and their steps, as the daemon names them (`bibd/daemon/src/failpoint.rs`).
-const WORKS: [(&str, &[&str]); 3] = [
+const WORKS: [(&str, &[&str]); 4] = [
     ("rotate", &["intent", "opened", "stored", "moved", "closed"]),
     ("backup", &["begun", "streamed", "manifest"]),
     ("restore", &["claimed", "unpacked", "recovered", "examined", "settled"]),
+    ("glass", &["intent", "opened", "open", "cut", "closed", "ended"]),
 ];
 /// How long a node may take from its start until it writes again.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(10);
@@ -54,6 +56,7 @@ pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result
             let found = match work {
                 "rotate" => steps.rotation(&point),
                 "backup" => steps.backup(&point),
+                "glass" => steps.glass(&point, random.below(2) == 0),
                 _ => steps.restore(&point),
             };
             let took = began.elapsed().as_secs_f64();
@@ -74,9 +77,9 @@ pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result
     Ok(outcome)
 }
 
-struct Steps {
-    node: Node,
-    home: PathBuf,
+pub(super) struct Steps {
+    pub(super) node: Node,
+    pub(super) home: PathBuf,
     /// Topics that were acknowledged.
     topics: u64,
     /// The newest backup, and the topics at the time.
@@ -85,11 +88,12 @@ struct Steps {
 }
 
 impl Steps {
-    /// A node with a store, a recovery sheet and a backup.
+    /// A node with a store, a recovery sheet, a key of break-glass and a backup.
     fn begin(mut node: Node, home: &Path) -> anyhow::Result<Self> {
         let config = home.join("config");
         fs::create_dir_all(&config).context("make the configuration's directory")?;
-        let text = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", home.join("store").display());
+        let store = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", home.join("store").display());
+        let text = format!("{store}{}", glass::configuration(home)?);
         fs::write(config.join("config.yaml"), text).context("write the configuration")?;
         node.start()?;
         node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;
@@ -115,17 +119,36 @@ impl Steps {
 
     /// The daemon dies at `point` of what `arguments` ask for, and is started again.
     fn die(&mut self, point: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        self.restart_to_die(point)?;
+        self.ask_and_die(point, arguments)?;
+        self.recover(|_| Ok(true))
+    }
+
+    /// Starts a daemon that dies at `point`.
+    pub(super) fn restart_to_die(&mut self, point: &str) -> anyhow::Result<()> {
         self.node.stop()?;
         self.node.die_at(Some(point));
-        self.node.start()?;
+        self.node.start().map(drop)
+    }
+
+    /// The daemon dies at `point` of what `arguments` ask for.
+    pub(super) fn ask_and_die(&mut self, point: &str, arguments: &[&str]) -> anyhow::Result<()> {
         let mut asked = self.node.bib(arguments);
         asked.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         ensure!(!asked.status().context("run bib")?.success(), "`bib` says that it was done");
         ensure!(self.node.wait_ended()?.signal() == KILLED, "the daemon did not die at {point}");
         self.node.die_at(None);
+        Ok(())
+    }
+
+    /// Starts the daemon that follows one that died; within the time that is promised it writes, and `is_well`.
+    pub(super) fn recover(&mut self, is_well: impl Fn(&Node) -> anyhow::Result<bool>) -> anyhow::Result<()> {
         let began = Instant::now();
         self.node.start()?;
         self.make_topic()?;
+        while !is_well(&self.node)? && began.elapsed() <= RECOVERY_DEADLINE {
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let took = began.elapsed();
         self.slowest = self.slowest.max(took);
         ensure!(took <= RECOVERY_DEADLINE, "well again only after {:.1} s", took.as_secs_f64());
@@ -192,7 +215,7 @@ impl Steps {
         complete.map(|row| Ok(row["backup"].as_str().context("a backup has no name")?.to_owned())).collect()
     }
 
-    fn check_log(&self) -> anyhow::Result<()> {
+    pub(super) fn check_log(&self) -> anyhow::Result<()> {
         let verdict = self.node.ask(&["admin", "audit", "verify"])?;
         ensure!(verdict["verdict"] == "OK", "the audit log: {verdict}");
         Ok(())
@@ -203,10 +226,11 @@ impl Outcome {
     /// The part of `docs/soak.md`.
     pub(super) fn page(&self) -> String {
         let mut page = String::from(
-            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a rotation, a backup or a\n\
-             restore. Started again it must write again within ten seconds and be in one valid state: one open login of each\n\
-             pair, a backup that is whole or not offered, a target on which no daemon starts until the same restore was\n\
-             finished.\n\n| died after | times |\n|---|---|\n",
+            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a rotation, a backup, a\n\
+             restore or a grant of break-glass. Started again it must write again within ten seconds and be in one valid state:\n\
+             one open login of each pair, a backup that is whole or not offered, a target on which no daemon starts until the\n\
+             same restore was finished, neither role nor session of a grant and a report that says what was said.\n\n\
+             | died after | times |\n|---|---|\n",
         );
         for (point, count) in &self.deaths {
             page.push_str(&format!("| `{point}` | {count} |\n"));

@@ -122,6 +122,25 @@ fn prints(command: &str) -> (Prints, &'static str) {
         "admin backup show" => (one::<admin::BackupRow>(), integrity),
         "admin backup verify" => (one::<admin::CheckedRow>(), integrity),
         "admin backup delete" => (one::<Done>(), ""),
+        "admin break-glass enable" => (
+            one::<admin::GrantRow>(),
+            "4 when the key or the signature is refused, 5 when nothing can be recorded, 6 when a grant is open or waits for \
+             its review.",
+        ),
+        "admin break-glass connect" => {
+            (Prints::Other("What `psql` prints."), "1 when `psql` ends with an error, 6 when no grant is open for you.")
+        }
+        "admin break-glass status" => (one::<admin::GlassStatusRow>(), ""),
+        "admin break-glass disable" => (one::<admin::GrantRow>(), "6 when no grant is open."),
+        "admin break-glass sessions" => (many::<admin::GlassSessionRow>(), ""),
+        "admin break-glass show" => (Prints::Other("The recording, whatever `-o` says."), "3 when there is none."),
+        "admin break-glass review" => (one::<admin::GrantRow>(), "6 when no grant waits for a review."),
+        "admin break-glass report" => (
+            Prints::Other(
+                "A page in Markdown; with `-o json` or `-o yaml` the report itself, format `bib-break-glass-report/1`.",
+            ),
+            "3 when no grant has ended.",
+        ),
         "admin config list" => (many::<admin::ConfigRow>(), ""),
         "admin config get" | "admin config set" => (one::<admin::ConfigRow>(), "3 for an unknown key."),
         "admin db audit" => (many::<admin::FindingRow>(), "7 when an item fails."),

@@ -72,6 +72,13 @@ impl Node {
         Self::start_at(temporary(), "127.0.0.1:0", "always")
     }
 
+    /// Starts one with this configuration file.
+    pub(crate) fn start_with(config: &str) -> Option<Self> {
+        let dir = temporary();
+        write(dir.path(), "config/config.yaml", config);
+        Self::start_at(dir, "127.0.0.1:0", "off")
+    }
+
     fn start_at(dir: TempDir, listen: &str, mdns: &str) -> Option<Self> {
         let bibd = bibd()?;
         let (data, ready) = (dir.path().join("data"), dir.path().join("ready.json"));

@@ -1,5 +1,5 @@
 //! Every call of the node's API, grouped as the API is: `client.topics()`, `.datasets()`, `.users()`, `.auth()`,
-//! `.admin()`, `.node()`, `.health()`.
+//! `.admin()`, `.break_glass()`, `.node()`, `.health()`.
 //!
 //! Messages are those of [`bib_proto::v1`] where a type of our own would add nothing; long lists are streams of rows.
 //! Every call fails as the node says ([`crate::ErrorKind`]), or with `Unavailable` when it does not answer. Calls that
@@ -7,6 +7,7 @@
 
 mod admin;
 mod auth;
+mod break_glass;
 mod datasets;
 mod health;
 mod node;
@@ -16,6 +17,7 @@ mod users;
 
 pub use admin::Admin;
 pub use auth::{Auth, Whose};
+pub use break_glass::{BreakGlass, Wish};
 pub use datasets::Datasets;
 pub use health::Health;
 pub use node::Node;
@@ -97,6 +99,12 @@ impl Client {
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin { client: self.clone() }
+    }
+
+    /// Opening the node's database to a person, recorded. For admins.
+    #[must_use]
+    pub fn break_glass(&self) -> BreakGlass {
+        BreakGlass { client: self.clone() }
     }
 
     /// The node itself.

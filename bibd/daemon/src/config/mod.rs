@@ -11,11 +11,13 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod break_glass;
 pub mod load;
 mod locate;
 pub mod places;
 pub mod units;
 
+pub use break_glass::{Access as GlassAccess, AllowedUser, AuditLevel, BreakGlass, Notification};
 pub use load::{Loaded, Origin, Problem, Sources, load};
 pub use places::Places;
 pub use units::{Size, Span};
@@ -296,6 +298,8 @@ pub struct Database {
     pub stop_timeout: Span,
     /// New passwords for its logins.
     pub rotation: Rotation,
+    /// Opening it to a person for a while.
+    pub break_glass: BreakGlass,
 }
 
 /// New passwords for the database's logins.
@@ -328,6 +332,7 @@ impl Default for Database {
             start_timeout: Span(Duration::from_secs(120)),
             stop_timeout: Span(Duration::from_secs(60)),
             rotation: Rotation::default(),
+            break_glass: BreakGlass::default(),
         }
     }
 }

@@ -71,6 +71,8 @@ pub struct Places {
     pub socket: PathBuf,
     /// The append-only file of checkpoints.
     pub checkpoints: PathBuf,
+    /// The recordings of break-glass.
+    pub glass: PathBuf,
     /// The ready file.
     pub ready: PathBuf,
 }
@@ -98,6 +100,7 @@ impl Places {
         Self {
             socket: config.grpc.unix_socket.clone().unwrap_or_else(|| runtime.join("bibd.sock")),
             checkpoints: config.audit.checkpoint_path.clone().unwrap_or_else(|| data.join("checkpoints")),
+            glass: config.database.break_glass.recordings.clone().unwrap_or_else(|| data.join("glass")),
             ready: ready_file.unwrap_or_else(|| data.join("ready.json")),
             runtime,
             data,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use bib_proto::v1::auth_service_server::AuthServiceServer;
+use bib_proto::v1::break_glass_service_server::BreakGlassServiceServer;
 use bib_proto::v1::dataset_service_server::DatasetServiceServer;
 use bib_proto::v1::topic_service_server::TopicServiceServer;
 use bib_proto::v1::user_service_server::UserServiceServer;
@@ -13,6 +14,7 @@ use tonic::service::Routes;
 use crate::foundation::Foundation;
 use crate::grpc::admin::{AdminHandler, AdminParts};
 use crate::grpc::auth::AuthHandler;
+use crate::grpc::break_glass::BreakGlassHandler;
 use crate::grpc::dataset::DatasetHandler;
 use crate::grpc::dataset_catalog::DatasetCatalog;
 use crate::grpc::node::NodeHandler;
@@ -24,6 +26,7 @@ use crate::services::auth::authenticate::Authentication;
 use crate::services::auth::login::LogIns;
 use crate::services::backup::BackupUseCases;
 use crate::services::base::Base;
+use crate::services::break_glass::BreakGlass;
 use crate::services::configuration::Configuration;
 use crate::services::data::DataUseCases;
 use crate::services::database_audit::DatabaseAudit;
@@ -87,6 +90,7 @@ impl Edge {
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "backups", move |stop| {
             keeping.clone().keeping(stop)
         });
+        let glass = BreakGlassHandler::new(BreakGlass::start(foundation, base.clone())?);
         let admin = AdminParts {
             audit,
             journal: base.journal.clone(),
@@ -113,6 +117,7 @@ impl Edge {
             .add_service(TopicServiceServer::new(topic_handler).max_decoding_message_size(limit))
             .add_service(DatasetServiceServer::new(dataset_handler).max_decoding_message_size(limit))
             .add_service(NodeServiceServer::new(NodeHandler::new(node)).max_decoding_message_size(limit))
+            .add_service(BreakGlassServiceServer::new(glass).max_decoding_message_size(limit))
             .add_service(AdminServiceServer::new(AdminHandler::new(admin)).max_decoding_message_size(limit));
         Ok(Self { routes, authenticator: Arc::new(Authentication::new(accounts)), refusals: Arc::new(refusals) })
     }

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod break_glass;
 pub mod call;
 pub mod connections;
 pub mod dataset;

@@ -145,14 +145,18 @@ impl Journal {
     /// # Errors
     /// When the entry cannot be written.
     pub async fn record(&self, db: &Db, call: &Call, act: Act, result: Outcome) -> Result<Uuid, ServiceError> {
-        let user = call.actor.user.as_uuid();
-        let context = bibd_catalog::Context {
-            operation: call.operation,
-            user: (!user.is_nil()).then_some(user),
-            component: "journal",
-        };
-        let tx = db.begin(&context).await?;
+        let tx = db.begin(&context(call)).await?;
         self.commit_with(tx, call, act, result).await
+    }
+
+    /// Writes an entry about something that is about to happen in the database and must not happen without it. Comes back
+    /// once it is committed and before it is on the disk: whatever happens then comes after it in the server's log.
+    ///
+    /// # Errors
+    /// When the entry cannot be written.
+    pub async fn record_ahead(&self, db: &Db, call: &Call, act: Act) -> Result<Uuid, ServiceError> {
+        let tx = db.begin_ahead(&context(call)).await?;
+        self.commit_with(tx, call, act, Outcome::Ok).await
     }
 
     /// Seals as they are committed, from now on.
@@ -223,6 +227,12 @@ impl Journal {
         };
         draft.build().map_err(ServiceError::internal)
     }
+}
+
+fn context(call: &Call) -> bibd_catalog::Context {
+    let user = call.actor.user.as_uuid();
+    let user = (!user.is_nil()).then_some(user);
+    bibd_catalog::Context { operation: call.operation, user, component: "journal" }
 }
 
 fn actor(call: &Call) -> AuditActor {

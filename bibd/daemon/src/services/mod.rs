@@ -11,6 +11,7 @@ pub mod auth;
 pub mod backup;
 pub mod base;
 pub mod bootstrap;
+pub mod break_glass;
 mod check;
 pub mod checkpoints;
 pub mod chunk_reader;

@@ -9,6 +9,7 @@ pub mod publisher;
 pub mod trace;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,36 @@ pub fn seed() -> u64 {
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("BIB_SOAK_SEED={seed}");
     seed
+}
+
+/// Files below `directory` in which one of `secrets` stands.
+pub fn files_with(directory: &Path, secrets: &BTreeSet<String>) -> (Vec<PathBuf>, usize) {
+    let (mut left, mut found, mut searched) = (vec![directory.to_owned()], Vec::new(), 0);
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if let Ok(bytes) = fs::read(&path) {
+            searched += 1;
+            let text = String::from_utf8_lossy(&bytes);
+            if secrets.iter().any(|secret| text.contains(secret)) {
+                found.push(path);
+            }
+        }
+    }
+    (found, searched)
+}
+
+/// What the arguments of every process of this machine say.
+pub fn process_list() -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        for name in ["cmdline", "environ"] {
+            if let Ok(bytes) = fs::read(entry.path().join(name)) {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+    }
+    text
 }
 
 /// Waits for `condition`, or fails.

@@ -1,6 +1,58 @@
-//! Reads what `strace -f -yy -xx` wrote: which step of which chunk began and ended where in the trace.
+//! Runs `strace` on a daemon, and reads what `strace -f -yy -xx` wrote: which step of what began and ended where in the
+//! trace.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+
+use super::Node;
+
+/// A tracer of a daemon that runs.
+pub struct Tracer(Child);
+
+impl Tracer {
+    /// Attaches; `None`, said loudly, where the machine has no strace or does not let us.
+    pub fn attach(node: &Node, output: &Path, arguments: &[&str]) -> Option<Self> {
+        let pid = node.pid().as_raw_nonzero().to_string();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-p", &pid, "-o"]).arg(output).args(arguments);
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(error) => return skipped(&error.to_string()),
+        };
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        while !said.contains("attached") {
+            said.clear();
+            if lines.read_line(&mut said).unwrap() == 0 {
+                child.wait().unwrap();
+                return skipped("strace may not attach");
+            }
+        }
+        // It tells of each new thread: somebody must read, or it waits.
+        std::thread::spawn(move || lines.lines().for_each(drop));
+        Some(Self(child))
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        // INT lets it detach and write the rest; the traced daemon may have taken it along already.
+        let _ = rustix::process::kill_process(pid, Signal::INT);
+        let _ = self.0.wait();
+    }
+}
+
+fn skipped(reason: &str) -> Option<Tracer> {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have strace: {reason}");
+    eprintln!("\n==== SKIPPED, NOTHING TESTED: {reason}\n");
+    None
+}
 
 /// One call, with the lines of the trace where it began and ended.
 #[derive(Debug)]
@@ -47,6 +99,22 @@ pub struct Order {
     pub commit_sent: usize,
     pub commit_replied: usize,
     pub acknowledged: usize,
+}
+
+/// Where in the trace what a person said was written down, and where it was passed on.
+#[derive(Debug)]
+pub struct Said {
+    pub recorded: usize,
+    pub synced: (usize, usize),
+    pub logged: usize,
+    pub passed_on: usize,
+}
+
+impl Said {
+    /// The recording is written and synced, the log's entry is committed, and only then the server hears of it.
+    pub fn is_right(&self) -> bool {
+        self.recorded < self.synced.0 && self.synced.1 < self.passed_on && self.logged < self.passed_on
+    }
 }
 
 impl Order {
@@ -147,5 +215,33 @@ fn order(calls: &[Traced], rename: &Traced, from: &str, directory: &str, hash: &
         commit_sent: commit_sent.began,
         commit_replied: commit_replied.ended,
         acknowledged: acknowledged.began,
+    })
+}
+
+/// The order of what was done with a statement of a break-glass session that holds `text`, said as a simple query.
+pub fn said(calls: &[Traced], text: &str) -> Result<Said, &'static str> {
+    let text = text.as_bytes();
+    let to_database = |call: &&Traced| call.is_write() && call.is_to_database() && call.holds(text);
+    // A simple query is the one message that begins with a Q; the entry's details are the value of a prepared statement.
+    let is_query = |call: &&Traced| call.strings.iter().any(|string| string.first() == Some(&b'Q'));
+    let passed_on = calls.iter().filter(to_database).find(is_query).ok_or("it was never passed on")?;
+    let recorded = calls
+        .iter()
+        .find(|call| call.is_write() && call.on.ends_with(".jsonl") && call.holds(text))
+        .ok_or("it was never recorded")?;
+    let synced = calls
+        .iter()
+        .find(|call| call.name == "fdatasync" && call.on == recorded.on && call.began > recorded.ended)
+        .ok_or("the recording was never synced")?;
+    let entry = calls.iter().filter(to_database).find(|call| !is_query(call)).ok_or("it is not in the log")?;
+    let commits = |call: &&Traced| call.on == entry.on && call.began >= entry.began && call.holds(b"COMMIT");
+    let sent = calls.iter().filter(|call| call.is_write()).find(commits).ok_or("the entry was not committed")?;
+    let replied =
+        calls.iter().filter(|call| call.is_read() && call.ended > sent.began).find(commits).ok_or("no reply")?;
+    Ok(Said {
+        recorded: recorded.ended,
+        synced: (synced.began, synced.ended),
+        logged: replied.ended,
+        passed_on: passed_on.began,
     })
 }

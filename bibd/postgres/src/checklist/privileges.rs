@@ -4,18 +4,20 @@ use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
 use crate::error::Error;
+use crate::glass;
 use crate::role::GroupRole;
 
 use super::roles::names;
 use super::{Expected, Finding, Findings, Status};
 
-/// Every group role against every table outside the system's schemas, partitions left out: one line
+/// Every group role, those of break-glass too, against every table outside the system's schemas, partitions left out: one line
 /// `schema.table role SIUDT`, a letter for each verb (SELECT, INSERT, UPDATE, DELETE, TRUNCATE) or `-`, sorted.
 ///
 /// # Errors
 /// [`Error::Sql`].
 pub async fn matrix(connection: &mut PgConnection) -> Result<String, Error> {
-    let roles: Vec<String> = GroupRole::ALL.into_iter().map(|group| group.name().to_owned()).collect();
+    let glass = glass::Access::ALL.map(glass::Access::group);
+    let roles: Vec<String> = GroupRole::ALL.map(GroupRole::name).into_iter().chain(glass).map(str::to_owned).collect();
     let rows: Vec<String> = sqlx::query_scalar(
         "SELECT n.nspname || '.' || c.relname || ' ' || r.role || ' '
                 || CASE WHEN has_table_privilege(r.role, c.oid, 'SELECT') THEN 'S' ELSE '-' END

@@ -7,6 +7,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::ensure::{MIGRATE_LIMITS, memberships, role_settings};
 use crate::error::Error;
+use crate::glass::{self, GlassName};
 use crate::role::{ADMIN, GroupRole, Letter, MIGRATE, OWNER, RoleLimits};
 use crate::version::Version;
 
@@ -96,8 +97,11 @@ async fn members(connection: &mut PgConnection, findings: &mut Findings) -> Resu
     .map_err(Error::sql("list the memberships"))?;
     let golden = memberships();
     let found: BTreeSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let mut problems: Vec<String> =
-        found.difference(&golden).map(|(role, member)| format!("{member} is in {role}")).collect();
+    let mut problems: Vec<String> = found
+        .difference(&golden)
+        .filter(|(role, member)| !is_glass_membership(role, member))
+        .map(|(role, member)| format!("{member} is in {role}"))
+        .collect();
     problems.extend(golden.difference(&found).map(|(role, member)| format!("{member} is not in {role}")));
     problems.extend(
         rows.iter()
@@ -108,12 +112,16 @@ async fn members(connection: &mut PgConnection, findings: &mut Findings) -> Resu
         .into_iter()
         .flat_map(|group| [group.name().to_owned(), group.login_name(Letter::A), group.login_name(Letter::B)])
         .chain([OWNER, MIGRATE, ADMIN].map(str::to_owned))
+        .chain(glass::Access::ALL.map(|access| access.group().to_owned()))
         .collect();
     let roles =
         names(connection, "list the roles", "SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1")
             .await?;
     problems.extend(
-        roles.into_iter().filter(|role| !known.contains(role)).map(|role| format!("{role} is not one of BIB's")),
+        roles
+            .into_iter()
+            .filter(|role| !known.contains(role) && GlassName::parse(role).is_none())
+            .map(|role| format!("{role} is not one of BIB's")),
     );
     findings.none("C.3-21", "memberships", problems, "the golden list, and no role that is not BIB's");
     Ok(())
@@ -142,7 +150,16 @@ async fn limits(connection: &mut PgConnection, version: Version, findings: &mut 
             role_settings(*limits, version).into_iter().map(move |(name, value)| format!("{login}  {name}={value}"))
         })
         .collect();
-    let mut problems: Vec<String> = found.difference(&golden).map(|line| format!("has {line}")).collect();
+    let of_glass: BTreeSet<String> = glass::Access::ALL
+        .into_iter()
+        .flat_map(|access| glass::role_settings(access, true, version.major))
+        .map(|(name, value)| format!("{name}={}", value.trim_matches('\'')))
+        .collect();
+    let is_of_glass = |line: &str| {
+        line.split_once("  ").is_some_and(|(role, set)| GlassName::parse(role).is_some() && of_glass.contains(set))
+    };
+    let mut problems: Vec<String> =
+        found.difference(&golden).filter(|line| !is_of_glass(line)).map(|line| format!("has {line}")).collect();
     problems.extend(golden.difference(&found).map(|line| format!("lacks {line}")));
     let connections: BTreeMap<String, i32> =
         sqlx::query("SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolname ~ '^bibd_'")
@@ -165,4 +182,9 @@ async fn limits(connection: &mut PgConnection, version: Version, findings: &mut 
         "timeouts, temp_file_limit, search_path, CONNECTION LIMIT",
     );
     Ok(())
+}
+
+/// A role of break-glass, while there is one, in one of the two groups that are for it.
+fn is_glass_membership(role: &str, member: &str) -> bool {
+    GlassName::parse(member).is_some() && glass::Access::ALL.into_iter().any(|access| access.group() == role)
 }

@@ -169,7 +169,7 @@ fn report(answer: &pb::AuditDatabaseResponse) -> String {
 }
 
 /// A cell can neither end the row nor start markup or HTML.
-fn escape_markdown(text: &str) -> String {
+pub(super) fn escape_markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in scrub(text).chars() {
         match c {

@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod break_glass;
 mod config;
 mod database;
 mod logs;
@@ -15,6 +16,7 @@ pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
     pub(crate) use super::audit::{EntryRow, VerdictRow};
     pub(crate) use super::backup::{BackupRow, CheckedRow};
+    pub(crate) use super::break_glass::{GlassSessionRow, GlassStatusRow, GrantRow};
     pub(crate) use super::config::ConfigRow;
     pub(crate) use super::database::{FindingRow, MoveRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
@@ -37,6 +39,9 @@ pub(crate) enum Command {
     /// Backups of the node
     #[command(subcommand)]
     Backup(backup::Command),
+    /// The database opened to a person for a while, recorded
+    #[command(subcommand)]
+    BreakGlass(break_glass::Command),
     /// The node's configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -57,7 +62,11 @@ pub(crate) enum Command {
 impl Command {
     /// Whether the command prints in a format of its own.
     pub(crate) fn knows(&self, format: Format) -> bool {
-        matches!((self, format), (Self::Db(database::Command::Audit), Format::Markdown))
+        match self {
+            Self::BreakGlass(command) => command.knows(format),
+            Self::Db(database::Command::Audit) => format == Format::Markdown,
+            _ => false,
+        }
     }
 
     /// Runs the command.
@@ -65,6 +74,7 @@ impl Command {
         match self {
             Self::Audit(command) => command.run(context).await,
             Self::Backup(command) => command.run(context).await,
+            Self::BreakGlass(command) => command.run(context).await,
             Self::Config(command) => command.run(context).await,
             Self::Db(command) => command.run(context).await,
             Self::Logs(command) => command.run(context).await,

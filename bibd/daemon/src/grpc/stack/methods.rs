@@ -39,6 +39,7 @@ const ENDLESS: &[&str] = &[
     "/bib.v1.TopicService/StreamTopicUpdates",
     "/bib.v1.AdminService/StreamLogs",
     "/bib.v1.AdminService/TailAudit",
+    "/bib.v1.BreakGlassService/OpenSession",
 ];
 
 /// Does a call of this path last until the client has enough?
@@ -79,6 +80,8 @@ const UNTIMED: &[&str] = &[
     "/bib.v1.AdminService/CreateBackup",
     "/bib.v1.AdminService/VerifyBackup",
     "/bib.v1.AdminService/DeleteBackup",
+    "/bib.v1.BreakGlassService/Enable",
+    "/bib.v1.BreakGlassService/Disable",
 ];
 
 /// May a call of this path take as long as it needs?
@@ -193,6 +196,15 @@ methods! {
     Actor 50 "/bib.v1.AdminService/VerifyBackup",
     Actor 5 "/bib.v1.AdminService/DeleteBackup",
     Actor 1 "/bib.v1.AdminService/Shutdown",
+    Actor 2 "/bib.v1.BreakGlassService/GetStatus",
+    Actor 10 "/bib.v1.BreakGlassService/Challenge",
+    Actor 20 "/bib.v1.BreakGlassService/Enable",
+    Actor 5 "/bib.v1.BreakGlassService/OpenSession",
+    Actor 10 "/bib.v1.BreakGlassService/Disable",
+    Actor 2 "/bib.v1.BreakGlassService/ListSessions",
+    Actor 20 "/bib.v1.BreakGlassService/ShowSession",
+    Actor 5 "/bib.v1.BreakGlassService/GetReport",
+    Actor 5 "/bib.v1.BreakGlassService/Review",
 }
 
 #[cfg(test)]
