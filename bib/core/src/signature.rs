@@ -42,6 +42,8 @@ pub enum Purpose {
     Backup,
     /// The answer of whoever holds the recovery sheet, signed by the recovery key.
     Recovery,
+    /// What left the audit log.
+    Detach,
 }
 
 impl Purpose {
@@ -58,6 +60,7 @@ impl Purpose {
             Self::Version => "version",
             Self::Backup => "backup",
             Self::Recovery => "recovery",
+            Self::Detach => "detach",
         }
     }
 }

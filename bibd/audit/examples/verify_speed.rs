@@ -34,6 +34,7 @@ fn entry(node: PeerId, number: u64) -> Result<Entry, bibd_audit::entry::DraftErr
         result: Outcome::Ok,
         operation: OperationId::from_uuid(id),
         job: None,
+        origin: None,
         statements: vec![statement.clone(), statement],
         details: serde_json::json!({ "name": format!("climate-{number}"), "visibility": "private" }),
         salt: [9; 32],

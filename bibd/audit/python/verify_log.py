@@ -86,7 +86,8 @@ def parse(body):
         if isinstance(value, dict) and isinstance(value.get("format"), str) and value["format"] != "bib-audit/1":
             return None, "format-unknown"
         if json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() != body: raise ValueError
-        if any(type(value[name]) is not str for name in TEXTS) or type(value.get("job", "")) is not str: raise ValueError
+        if any(type(value[name]) is not str for name in TEXTS): raise ValueError
+        if any(type(value.get(name, "")) is not str for name in ("component", "job", "role")): raise ValueError
         if any(type(note[n]) is not kind for note in value["statements"] for n, kind in NOTES.items()): raise ValueError
         return value, None
     except (ValueError, KeyError, TypeError): return None, "entry-malformed"
@@ -101,6 +102,18 @@ def columns_differ(value, entry):
     columns = ["id", "time", "node", "actor", "via", "action", "target", "result", "operation", "job"]
     return any((value.get(c) or "").replace("\0", "\u2400") != (entry.get(c) or "") for c in columns)
 
+def detached(target, key):
+    """The (epoch, first, last) that are gone by the node's signature, and the ends of epochs that it names."""
+    text, _, code = target.rpartition(" sig ")
+    try: good = key is None or signed(key, b"bib-detach-v1\0" + text.encode(), base64_bytes(code))
+    except ValueError: good = False
+    words, runs, ends = text.split(" ")[1:], [], []
+    while good and words:
+        word = words.pop(0)
+        if word == "end": ends.append(words.pop(0))
+        else: runs.append(tuple(map(int, re.fullmatch(r"(\d+)/(\d+)-(\d+)", word).groups())))
+    return runs, ends
+
 class Bad(Exception):
     """A tamper: its place and its class."""
 
@@ -108,13 +121,14 @@ def diagnose(rows, i, at, head, earlier, body):
     """The class of a row whose digest or head is not what follows; the rows after it tell a swap from a change."""
     stored = lambda row: (bytes.fromhex(row["seal"]["digest"]), bytes.fromhex(row["seal"]["head"]))
     good = lambda before, pair: follow(before, pair[0]) == pair[1]
-    if parse(body)[1] == "format-unknown": return Bad(at, "format-unknown")
     here, later = stored(rows[i]), [stored(row) for row in rows[i + 1:]]
-    if here[1] == follow(head, digest(body)): return Bad(at, "digest-changed")
-    if here[0] != digest(body) and good(head, here):
-        bodies = (raw(row["entry"]["body"]) for row in rows[i + 1:] if "entry" in row)
-        return Bad(at, "rows-swapped" if any(digest(b) == here[0] for b in bodies) else "body-changed")
-    if at[1] > 1 and good(earlier, here): return Bad((at[0], at[1] - 1), "row-inserted")
+    if body is not None:
+        if parse(body)[1] == "format-unknown": return Bad(at, "format-unknown")
+        if here[1] == follow(head, digest(body)): return Bad(at, "digest-changed")
+        if here[0] != digest(body) and good(head, here):
+            bodies = (raw(row["entry"]["body"]) for row in rows[i + 1:] if "entry" in row)
+            return Bad(at, "rows-swapped" if any(digest(b) == here[0] for b in bodies) else "body-changed")
+        if at[1] > 1 and good(earlier, here): return Bad((at[0], at[1] - 1), "row-inserted")
     for pair in later:
         if good(head, pair):
             return Bad(at, "rows-swapped" if good(pair[1], later[0]) or good(pair[1], here) else "row-inserted")
@@ -131,7 +145,8 @@ def verify(lines, notes, key):
         for result in (opened.get(note) for note in source):
             if result and result[3]: place.setdefault(result[0], set()).add(result[1:3])
 
-    reach, ends, missing, erased = {}, {}, {}, set()             # reach: the last number of each epoch
+    reach, missing, erased = {}, {}, set()                       # reach: the last number of each epoch
+    absent, allowed, unnamed, named_ends = [], [], {}, set()     # entries that are gone, and by whose word
     epoch = seq = vouched = 0; head = earlier = bytes(32); edge = []
     for i, row in enumerate(rows):                               # chained on what is computed, never on what is stored
         seal, entry = row["seal"], row.get("entry")
@@ -145,20 +160,24 @@ def verify(lines, notes, key):
         if seal["seq"] > seq + 1:
             moved = any((r["seal"]["epoch"], r["seal"]["seq"]) == at for r in rows[i + 1:])
             raise Bad(at, "rows-swapped" if moved else "sequence-gap")
-        if entry is None:
-            run = i + 1 < len(rows) and "entry" not in rows[i + 1]
-            raise Bad(at, "partition-missing" if run else "entry-missing")
-        body = raw(entry["body"]); new = digest(body)
-        if seal["digest"] != new.hex() or seal["head"] != follow(head, new).hex():
-            raise diagnose(rows, i, at, head, earlier, body)
-        value, wrong = parse(body)
-        if wrong: raise Bad(at, wrong)
-        if seal["entry"] != entry["id"] or columns_differ(value, entry): raise Bad(at, "column-differs")
-        detail = row.get("detail")
-        if detail is None: missing[value["id"]] = at
-        elif sha(bytes.fromhex(detail["salt"]), raw(detail["details"])).hex() != value["details"]:
-            raise Bad(at, "detail-changed")
-        if at[1] == 1:                                           # an epoch's first entry names the end of the one before
+        if entry is None:                                        # the chain goes on by the digest that was sealed
+            new = bytes.fromhex(seal["digest"])
+            if len(new) != 32 or seal["head"] != follow(head, new).hex(): raise diagnose(rows, i, at, head, earlier, None)
+            absent.append(at)
+            if at[1] == 1 and before: unnamed[at] = before
+            value = {"action": "", "result": ""}
+        else:
+            body = raw(entry["body"]); new = digest(body)
+            if seal["digest"] != new.hex() or seal["head"] != follow(head, new).hex():
+                raise diagnose(rows, i, at, head, earlier, body)
+            value, wrong = parse(body)
+            if wrong: raise Bad(at, wrong)
+            if seal["entry"] != entry["id"] or columns_differ(value, entry): raise Bad(at, "column-differs")
+            detail = row.get("detail")
+            if detail is None: missing[value["id"]] = at
+            elif sha(bytes.fromhex(detail["salt"]), raw(detail["details"])).hex() != value["details"]:
+                raise Bad(at, "detail-changed")
+        if at[1] == 1 and entry is not None:                                           # an epoch's first entry names the end of the one before
             named = value["target"] if value["action"] == "audit.epoch" else ""
             if not re.fullmatch(r"(0|[1-9][0-9]*)/(0|[1-9][0-9]*)/[0-9a-f]{64}", named): named = ""
             (e, n), end = map(int, (named or "0/0").split("/")[:2]), before.split("/")
@@ -168,6 +187,9 @@ def verify(lines, notes, key):
                 raise Bad(cut, "rows-swapped" if moved else "tail-truncated")
             if named != before: raise Bad(at, "epoch-link-broken" if before else "epoch-missing")
         if (value["action"], value["result"]) == ("audit.erase", "ok"): erased.add(value["target"])
+        if (value["action"], value["result"]) == ("audit.detach", "ok"):
+            runs, ends = detached(value["target"], key)
+            allowed += runs; named_ends.update(ends)
         earlier, head, seq = head, follow(head, new), seq + 1
         reach[epoch] = seq
         edge.append((1, leaf(new)))                              # perfect subtrees, largest first
@@ -209,6 +231,11 @@ def verify(lines, notes, key):
     gone = [at for id, at in missing.items() if id not in erased]
     cut = {"tail-truncated", "rolled-back", "log-truncated", "epoch-missing"}   # takes the erasures at the end with it
     if gone and not cut & {kind for _, kind in beside}: beside.append((min(gone), "detail-missing"))
+    vouched_for = lambda at: any(e == at[0] and a <= at[1] <= b for e, a, b in allowed) and (newest is None or at <= newest)
+    lost = [at for at in absent if not vouched_for(at)]
+    if lost: beside.append((lost[0], "partition-missing" if (lost[0][0], lost[0][1] + 1) in lost else "entry-missing"))
+    broken = [at for at, end in unnamed.items() if end not in named_ends]
+    if broken and key: beside.append((broken[0], "epoch-link-broken"))
     if beside: raise Bad(*min(beside, key=lambda found: found[0]))
     if not (key and newest): return {"verdict": "UNVERIFIED", "entries": sum(reach.values())}
     return {"verdict": "OK", "entries": sum(reach.values()), "head": head.hex(), "checkpoint": list(newest)}

@@ -7,6 +7,12 @@ use bib_core::UserId;
 /// The action of the entry that erases another entry's details; its target is that entry's id.
 pub const ERASE: &str = "audit.erase";
 
+/// The action of an alert's entry; its target is the rule. Rules never look at these.
+pub const ALERT: &str = "audit.alert";
+
+/// The action of the entry that takes a month's entries out of the log.
+pub const DETACH: &str = "audit.detach";
+
 /// The action of an epoch's first entry; its target names the last head before it ([`crate::chain::epoch_target`]).
 pub const EPOCH: &str = "audit.epoch";
 
@@ -14,6 +20,7 @@ pub const EPOCH: &str = "audit.epoch";
 ///
 /// An entry ending in `.` stands for every action that begins with it.
 pub const SENSITIVE: &[&str] = &[
+    "audit.detach",
     "audit.epoch",
     "audit.erase",
     "backup.delete",

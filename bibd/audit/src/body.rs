@@ -43,6 +43,9 @@ pub struct EntryView<'a> {
     /// Who acted, in text form.
     #[serde(borrow)]
     pub actor: Cow<'a, str>,
+    /// The part of the daemon that acted; entries of the first version have none.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<Cow<'a, str>>,
     /// Hex of SHA-256(salt || canonical JSON of the details).
     #[serde(borrow)]
     pub details: Cow<'a, str>,
@@ -64,6 +67,9 @@ pub struct EntryView<'a> {
     /// `ok`, `intent`, `denied` or `failed:<code>`.
     #[serde(borrow)]
     pub result: Cow<'a, str>,
+    /// The database role that the act's transaction ran as; entries of the first version have none.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Cow<'a, str>>,
     /// What the act did in the database, at most 32 notes.
     #[serde(borrow)]
     pub statements: Vec<StatementView<'a>>,

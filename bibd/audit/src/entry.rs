@@ -44,15 +44,24 @@ pub enum DraftError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatementNote {
     /// `select`, `insert`, and so on.
-    pub class: String,
+    pub class: Cow<'static, str>,
     /// The main table.
-    pub table: String,
+    pub table: Cow<'static, str>,
     /// SHA-256 of the statement's text with its placeholders; values are never in it.
     pub hash: Hash,
     /// Rows read or changed.
     pub rows: u64,
     /// How long it took, in microseconds.
     pub us: u64,
+}
+
+/// Which part of the daemon an act is of, and as which role its statements ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The part: `grpc`, `collector`.
+    pub component: &'static str,
+    /// The database role: `bibd_service`.
+    pub role: &'static str,
 }
 
 /// Everything that is known of an act; time, id and salt are drawn by the caller.
@@ -78,6 +87,8 @@ pub struct EntryDraft {
     pub operation: OperationId,
     /// The job, if one acted.
     pub job: Option<Uuid>,
+    /// Part and role.
+    pub origin: Option<Origin>,
     /// What it did in the database; merged and cut to [`MAX_STATEMENTS`].
     pub statements: Vec<StatementNote>,
     /// Anything else worth knowing, kept apart so that the law can have it erased. Never secrets.
@@ -154,6 +165,7 @@ impl EntryDraft {
         let view = EntryView {
             action: Cow::Borrowed(&self.action),
             actor: Cow::Borrowed(&actor),
+            component: self.origin.map(|origin| origin.component.into()),
             details: details_hash(&detail.salt, &detail.bytes).to_string().into(),
             format: FORMAT.into(),
             id: self.id.to_string().into(),
@@ -161,6 +173,7 @@ impl EntryDraft {
             node: Cow::Borrowed(&node),
             operation: self.operation.to_string().into(),
             result: Cow::Borrowed(&result),
+            role: self.origin.map(|origin| origin.role.into()),
             statements: statements.iter().map(as_view).collect(),
             target: Cow::Borrowed(&target),
             time: self.time.to_string().into(),
@@ -190,6 +203,10 @@ fn is_code(code: &str) -> bool {
 /// At most `bytes` bytes of `text`, whole characters.
 fn clip(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
+}
+
+fn clip_note(text: Cow<'static, str>, bytes: usize) -> Cow<'static, str> {
+    if text.len() <= bytes { text } else { clip(&text, bytes).into() }
 }
 
 /// `text`, or when longer than `limit` its beginning, its length and its hash.
@@ -247,7 +264,7 @@ fn fold_statements(notes: &[StatementNote]) -> Vec<StatementNote> {
         let rest = merged.split_off(MAX_STATEMENTS - 1);
         let mut hasher = Hasher::new();
         rest.iter().for_each(|note| hasher.update(note.hash.as_bytes()));
-        let table = format!("({} more)", rest.len());
+        let table = format!("({} more)", rest.len()).into();
         let mut sum = StatementNote { class: "rest".into(), table, hash: hasher.finish(), rows: 0, us: 0 };
         rest.iter().for_each(|note| add(&mut sum, note));
         merged.push(sum);
@@ -263,8 +280,8 @@ fn add(sum: &mut StatementNote, note: &StatementNote) {
 /// Names as long as PostgreSQL's (63 bytes), numbers below 2^53.
 fn bounded(note: &StatementNote) -> StatementNote {
     StatementNote {
-        class: clip(&note.class, 32),
-        table: clip(&note.table, 63),
+        class: clip_note(note.class.clone(), 32),
+        table: clip_note(note.table.clone(), 63),
         hash: note.hash,
         rows: note.rows.min(INTEGER_LIMIT - 1),
         us: note.us.min(INTEGER_LIMIT - 1),

@@ -12,15 +12,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod action;
+pub mod alert;
 pub mod body;
 pub mod chain;
 pub mod checkpoint;
 pub mod checkpoint_file;
+pub mod detach;
 pub mod entry;
+pub mod event;
 pub mod export;
 pub mod merkle;
 pub mod note;
 pub mod proof;
+pub mod siem;
 pub mod verify;
 
 pub use action::{Actor, Outcome, Via, is_sensitive};

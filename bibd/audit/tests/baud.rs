@@ -168,6 +168,7 @@ fn hostile(text: &str) -> EntryDraft {
         result: Outcome::Denied,
         operation: OperationId::from_uuid(Uuid::from_u128(2)),
         job: None,
+        origin: None,
         statements: vec![],
         details: json!({ "said": text }),
         salt: [3; 32],
@@ -207,8 +208,13 @@ fn b_aud_55_a_field_of_a_mebibyte_is_cut_with_its_hash() {
     for character in ["a", "\0", "é", "\u{1f980}"] {
         let long = character.repeat((1 << 20) / character.len());
         let mut draft = hostile(&long);
-        let note =
-            StatementNote { class: "\0".repeat(99), table: "\0".repeat(999), hash: Hash::of(b""), rows: 1, us: 1 };
+        let note = StatementNote {
+            class: "\0".repeat(99).into(),
+            table: "\0".repeat(999).into(),
+            hash: Hash::of(b""),
+            rows: 1,
+            us: 1,
+        };
         draft.statements = (0..40_u8).map(|i| StatementNote { hash: Hash::of(&[i]), ..note.clone() }).collect();
         let entry = draft.build().unwrap();
         assert!(entry.body.len() <= bib_core::canonical::MAX_BODY_BYTES, "{}", entry.body.len());

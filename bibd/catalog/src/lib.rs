@@ -20,6 +20,7 @@ mod error;
 pub mod glass;
 pub mod grants;
 pub mod leases;
+mod ledger;
 pub mod migrate;
 pub mod node;
 pub mod pages;
@@ -31,9 +32,10 @@ pub mod topics;
 pub mod users;
 pub mod versions;
 
-pub use db::{Context, Db, Pools, Read, Session, Tx};
+pub use db::{Context, Db, Pools, Read, Role, Session, Tx};
 pub use error::{Error, Result};
-pub use statement::{Class, Statement};
+pub use ledger::with_ledger;
+pub use statement::{Class, Statement, StatementCount, statement_counts};
 
 /// Every statement of the catalog, for the test that prepares each against the real schema.
 pub fn statements() -> impl Iterator<Item = &'static Statement> {

@@ -42,6 +42,7 @@ migrations! {
     5 "grant_roles" "0005_grant_roles",
     6 "add_version_charges" "0006_add_version_charges",
     7 "create_glass" "0007_create_glass",
+    8 "follow_audit" "0008_follow_audit",
 }
 
 /// Why migrating stopped. The database is as it was before the migration that failed.

@@ -1,7 +1,9 @@
 //! A statement as a value: its text, its class and the table it is about, so that each run can be counted, timed and
 //! written into the audit entry of its act.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bib_core::Hash;
@@ -10,7 +12,7 @@ use futures::{Stream, StreamExt as _};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{Arguments as _, Encode, FromRow, Postgres, Type};
 
-use crate::{Error, Result, Session};
+use crate::{Error, Result, Role, Session};
 
 /// What a statement does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +50,63 @@ pub struct Statement {
     table: &'static str,
     sql: &'static str,
     hash: OnceLock<Hash>,
+    /// Runs by role, in the order of [`Role::ALL`].
+    counts: [Count; 4],
+}
+
+/// Runs of one statement as one role since the process began.
+#[derive(Debug)]
+struct Count {
+    calls: AtomicU64,
+    rows: AtomicU64,
+    us: AtomicU64,
+}
+
+impl Count {
+    const fn new() -> Self {
+        Self { calls: AtomicU64::new(0), rows: AtomicU64::new(0), us: AtomicU64::new(0) }
+    }
+
+    fn add(&self, calls: u64, rows: u64, us: u64) {
+        // Independent counters that nothing is inferred from.
+        self.calls.fetch_add(calls, Ordering::Relaxed);
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+        self.us.fetch_add(us, Ordering::Relaxed);
+    }
+}
+
+/// All runs of a class on a table as a role since the process began, whether an audit entry tells of them or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatementCount {
+    /// Statements.
+    pub calls: u64,
+    /// Rows read or changed.
+    pub rows: u64,
+    /// Microseconds; results that are streamed are not timed.
+    pub us: u64,
+}
+
+/// What ran, by (role, class, table).
+#[must_use]
+pub fn statement_counts() -> BTreeMap<(&'static str, &'static str, &'static str), StatementCount> {
+    let mut found: BTreeMap<_, StatementCount> = BTreeMap::new();
+    for statement in crate::statements() {
+        for (role, count) in Role::ALL.into_iter().zip(&statement.counts) {
+            let calls = count.calls.load(Ordering::Relaxed);
+            if calls > 0 {
+                let sum = found.entry((role.as_str(), statement.class.as_str(), statement.table)).or_default();
+                sum.calls += calls;
+                sum.rows += count.rows.load(Ordering::Relaxed);
+                sum.us += count.us.load(Ordering::Relaxed);
+            }
+        }
+    }
+    found
 }
 
 impl Statement {
     pub(crate) const fn new(class: Class, table: &'static str, sql: &'static str) -> Self {
-        Self { class, table, sql, hash: OnceLock::new() }
+        Self { class, table, sql, hash: OnceLock::new(), counts: [const { Count::new() }; 4] }
     }
 
     /// The text, for tests that prepare every statement against the real schema.
@@ -78,14 +132,12 @@ impl Statement {
         Error::from_sqlx(&format!("{} {}", self.class.as_str(), self.table), source)
     }
 
-    fn note(&self, rows: u64, since: Instant) -> StatementNote {
-        StatementNote {
-            class: self.class.as_str().to_owned(),
-            table: self.table.to_owned(),
-            hash: self.hash(),
-            rows,
-            us: u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX),
-        }
+    /// Counts a run, and notes it for the act that it belongs to.
+    fn ran(&self, session: &mut impl Session, rows: u64, since: Instant) {
+        let us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.counts[session.role() as usize].add(1, rows, us);
+        let (class, table) = (self.class.as_str().into(), self.table.into());
+        session.note(StatementNote { class, table, hash: self.hash(), rows, us });
     }
 }
 
@@ -113,7 +165,7 @@ impl<'s, S: Session> Run<'s, S> {
         let query = sqlx::query_with(self.statement.sql, self.arguments);
         let outcome = query.execute(self.session.connection()).await;
         let rows = outcome.map_err(|e| self.statement.error(e))?.rows_affected();
-        self.session.note(self.statement.note(rows, since));
+        self.statement.ran(self.session, rows, since);
         Ok(rows)
     }
 
@@ -135,7 +187,7 @@ impl<'s, S: Session> Run<'s, S> {
         self.check()?;
         let query = sqlx::query_as_with::<_, R, _>(self.statement.sql, self.arguments);
         let rows = query.fetch_all(self.session.connection()).await.map_err(|e| self.statement.error(e))?;
-        self.session.note(self.statement.note(rows.len() as u64, since));
+        self.statement.ran(self.session, rows.len() as u64, since);
         Ok(rows)
     }
 
@@ -148,7 +200,7 @@ impl<'s, S: Session> Run<'s, S> {
         self.check()?;
         let query = sqlx::query_as_with::<_, R, _>(self.statement.sql, self.arguments);
         let row = query.fetch_optional(self.session.connection()).await.map_err(|e| self.statement.error(e))?;
-        self.session.note(self.statement.note(u64::from(row.is_some()), since));
+        self.statement.ran(self.session, u64::from(row.is_some()), since);
         Ok(row)
     }
 
@@ -168,8 +220,13 @@ impl<'s, S: Session> Run<'s, S> {
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin + 's,
     {
         let statement = self.statement;
+        let count = &statement.counts[self.session.role() as usize];
+        count.add(1, 0, 0);
         let query = sqlx::query_as_with::<_, R, _>(statement.sql, self.arguments);
-        query.fetch(self.session.connection()).map(move |row| row.map_err(|e| statement.error(e)))
+        query.fetch(self.session.connection()).map(move |row| {
+            count.add(0, u64::from(row.is_ok()), 0);
+            row.map_err(|e| statement.error(e))
+        })
     }
 
     fn check(&self) -> Result<()> {

@@ -97,6 +97,8 @@ async fn attacks(superuser: &mut PgConnection) -> Vec<String> {
             "CREATE POLICY p ON bib.audit_entry USING (false)",
             "UPDATE bib.audit_unsealed SET digest = ''",
             "TRUNCATE bib.audit_unsealed",
+            "SELECT bib.audit_detach_month(now())",
+            "SELECT bib.audit_drop_month(now(), '00000000-0000-7000-8000-000000000001')",
         ]
         .map(str::to_owned),
     );

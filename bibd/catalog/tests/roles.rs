@@ -182,6 +182,9 @@ fn in_the_golden_list_functions_are_for_few() {
     assert_eq!(who("audit_erase"), "definer bibd_service");
     assert_eq!(who("audit_make_month"), "definer bibd_service");
     assert_eq!(who("audit_make_block"), "definer bibd_seal bibd_service");
+    assert_eq!(who("audit_detach_month"), "definer bibd_seal");
+    assert_eq!(who("audit_drop_month"), "definer bibd_seal");
+    assert_eq!(who("audit_months"), "definer bibd_audit bibd_seal");
     assert_eq!(who("audit_guard"), "definer nobody");
     assert_eq!(who("audit_enqueue"), "definer nobody");
     assert_eq!(who("audit_refuse"), "invoker nobody");

@@ -20,8 +20,9 @@ fn roles_of(sql: &str) -> &'static [GroupRole] {
     let writes = !sql.trim_start().starts_with("SELECT");
     match sql {
         sql if sql.contains("audit_make_block") => &[Service, Seal],
+        sql if sql.contains("audit_detach_month") || sql.contains("audit_drop_month") => &[Seal],
         sql if sql.contains("audit_make_month") || sql.contains("audit_erase") => &[Service],
-        sql if sql.contains("INTO bib.audit_entry") => &[Service],
+        sql if sql.contains("INTO bib.audit_entry") || sql.contains("INTO bib.audit_reader") => &[Service],
         sql if sql.contains("bib.audit_") && writes => &[Seal],
         sql if sql.contains("bib.audit_") => &[Audit],
         _ => &[Service],

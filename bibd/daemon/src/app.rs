@@ -27,7 +27,7 @@ use crate::config::places::Home;
 use crate::config::{Loaded, Places};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::errors::ErrorCode;
-use crate::foundation::{self, Foundation, Shutdown, SuperuserUses};
+use crate::foundation::{self, Foundation, Opened, Shutdown, SuperuserUses};
 use crate::grpc::connections::{Caps, ConnectionRegistry};
 use crate::grpc::edge::Edge;
 use crate::grpc::health::{self, Condition, Health, HealthBoard, NodeFacts};
@@ -268,11 +268,8 @@ impl Daemon {
         let provisioned = postgres.provision().await?;
         let how = postgres.start().await?;
         tracing::info!(provisioner = postgres.choice().name(), postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
-        let outcome = async {
-            let (db, pools) = foundation::open_database(config, &database, options.clock.as_ref()).await?;
-            Ok::<_, StartError>((db, pools, foundation::open_blobs(config, &data)?))
-        };
-        let (db, pools, blobs) = match outcome.await {
+        let opened = foundation::open(config, &database, options.clock.as_ref(), &data).await;
+        let Opened { db, pools, blobs, migrated } = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 stop_postgres(postgres.as_ref()).await;
@@ -306,6 +303,7 @@ impl Daemon {
             superuser_uses,
             pools,
             db,
+            migrated: Arc::new(migrated),
             blobs,
             supervisor,
             metrics,

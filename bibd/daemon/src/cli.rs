@@ -27,7 +27,8 @@ use crate::config::places::{Home, find_config_file};
 use crate::config::{self, Config, Loaded, Places, Sources};
 use crate::errors::ErrorCode;
 use crate::grpc::error::chain;
-use crate::{data_dir, doctor, failpoint, logging};
+use crate::own_secret::OwnSecretError;
+use crate::{data_dir, doctor, failpoint, logging, own_secret};
 
 /// The daemon of a BIB node.
 #[derive(Debug, Parser)]
@@ -74,6 +75,9 @@ enum Command {
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Secrets that the configuration names, sealed to this node.
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// The version.
     Version,
 }
@@ -100,6 +104,22 @@ enum ConfigCommand {
     Schema,
     /// Checks the file, the environment and the flags.
     Check,
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretCommand {
+    /// Seals what standard input holds under a name: `bibd secret set splunk-token < FILE`.
+    Set {
+        /// Lower-case letters, digits and `-`.
+        name: String,
+    },
+    /// Prints the names of the secrets.
+    List,
+    /// Removes a secret.
+    Remove {
+        /// Its name.
+        name: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -131,6 +151,8 @@ enum Failure {
     Cleanup(#[from] CleanupError),
     #[error("something must be repaired")]
     Doctor,
+    #[error(transparent)]
+    Secret(#[from] OwnSecretError),
 }
 
 fn by_code(code: ErrorCode) -> u8 {
@@ -155,6 +177,8 @@ impl Failure {
                 _ => 1,
             },
             Self::Doctor => 7,
+            Self::Secret(OwnSecretError::Name(_) | OwnSecretError::Terminal | OwnSecretError::Length) => 2,
+            Self::Secret(_) => 6,
             Self::Stopped(_) | Self::Io { .. } => 1,
         }
     }
@@ -165,6 +189,10 @@ impl Failure {
             Self::Start(error) => error.code(),
             Self::Restore(error) => error.code(),
             Self::Cleanup(error) => error.code(),
+            Self::Secret(OwnSecretError::Name(_) | OwnSecretError::Terminal | OwnSecretError::Length) => {
+                ErrorCode::CONFIG_INVALID
+            }
+            Self::Secret(_) => ErrorCode::IDENTITY_UNUSABLE,
             Self::Stopped(_) | Self::Io { .. } | Self::Doctor => ErrorCode::INTERNAL,
         }
     }
@@ -175,6 +203,7 @@ impl Failure {
             Self::Start(error) => Some(error.hint()),
             Self::Restore(error) => Some(error.hint()),
             Self::Cleanup(error) => Some(error.hint()),
+            Self::Secret(error) => Some(error.hint().to_owned()),
             Self::Stopped(_) | Self::Io { .. } => Some("`bibd doctor` looks for the cause".to_owned()),
             Self::Config(_) | Self::Doctor => None,
         }
@@ -219,6 +248,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
             print("the configuration is valid\n")
         }
         Command::Config(ConfigCommand::Show { output }) => show(&load(&cli.common, &home)?, output),
+        Command::Secret(command) => {
+            let places = Places::of(&load(&cli.common, &home)?.config, &home, None);
+            match command {
+                SecretCommand::Set { name } => Ok(own_secret::set(&places, &name)?),
+                SecretCommand::List => {
+                    let lines: Vec<String> = own_secret::list(&places)?.iter().map(|n| format!("{n}\n")).collect();
+                    print(&lines.concat())
+                }
+                SecretCommand::Remove { name } => Ok(own_secret::remove(&places, &name)?),
+            }
+        }
         Command::Doctor { output } => {
             let loaded = load(&cli.common, &home)?;
             let report = in_runtime(doctor::examine(&loaded.config, &home))?;

@@ -78,6 +78,8 @@ pub struct Foundation {
     pub pools: RolePools,
     /// The catalog, over these pools.
     pub db: Db,
+    /// Migrations that this start ran, for the audit log.
+    pub migrated: Arc<Vec<migrate::Applied>>,
     /// The chunks.
     pub blobs: BlobStore,
     /// Starts tasks.
@@ -232,12 +234,22 @@ pub(crate) fn randomness(entropy: &Entropy) -> Randomness {
     Randomness::new(entropy.clone())
 }
 
-/// Roles, migrations, then the pools with the least that each needs.
-pub(crate) async fn open_database(
+/// What a start opened of the data.
+pub(crate) struct Opened {
+    pub(crate) db: Db,
+    pub(crate) pools: RolePools,
+    pub(crate) blobs: BlobStore,
+    /// Migrations that ran.
+    pub(crate) migrated: Vec<migrate::Applied>,
+}
+
+/// Roles, migrations, then the pools with the least that each needs, and the chunk store.
+pub(crate) async fn open(
     config: &Config,
     database: &Database,
     clock: &dyn Clock,
-) -> Result<(Db, RolePools), StartError> {
+    data: &DataDir,
+) -> Result<Opened, StartError> {
     database.ensure_roles().await?;
     let now = clock.now();
     let migrated = database
@@ -261,7 +273,7 @@ pub(crate) async fn open_database(
     let (role_pools, pools) = RolePools::open(database, config.database.connections)?;
     let db = Db::new(pools);
     db.ping().await?;
-    Ok((db, role_pools))
+    Ok(Opened { db, pools: role_pools, blobs: open_blobs(config, data)?, migrated })
 }
 
 /// The pools of a database whose passwords nobody replaces, such as one that is looked at.
@@ -271,7 +283,7 @@ pub(crate) fn open_pools(config: &Config, database: &Database) -> Result<Db, Sta
 }
 
 /// Opens the chunk store.
-pub(crate) fn open_blobs(config: &Config, data: &DataDir) -> Result<BlobStore, StartError> {
+fn open_blobs(config: &Config, data: &DataDir) -> Result<BlobStore, StartError> {
     let mut settings = bibd_blobs::Settings {
         compression: match config.blobs.compression {
             Compression::Auto => bibd_blobs::Compression::Auto,

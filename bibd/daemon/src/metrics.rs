@@ -2,9 +2,11 @@
 //!
 //! Labels have few values: methods, codes, kinds. Never names, users or addresses.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bibd_catalog::StatementCount;
 use bibd_catalog::statistics::Statistics;
 use prometheus::{
     Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -37,6 +39,32 @@ pub struct Metrics {
     pub started: Gauge,
     /// What PostgreSQL says of itself.
     pub database: DatabaseMetrics,
+    /// What the daemon asked of it.
+    pub statements: StatementMetrics,
+}
+
+/// Statements by role, class and table.
+#[derive(Debug)]
+pub struct StatementMetrics {
+    /// `bibd_statements_total{role,class,table}`.
+    calls: IntCounterVec,
+    /// `bibd_statement_rows_total{role,class,table}`.
+    rows: IntCounterVec,
+    /// `bibd_statement_microseconds_total{role,class,table}`.
+    us: IntCounterVec,
+}
+
+impl StatementMetrics {
+    /// Shows what the catalog counted.
+    pub fn set(&self, found: &BTreeMap<(&str, &str, &str), StatementCount>) {
+        for ((role, class, table), count) in found {
+            let pairs = [(&self.calls, count.calls), (&self.rows, count.rows), (&self.us, count.us)];
+            for (counter, now) in pairs {
+                let counter = counter.with_label_values(&[*role, *class, *table]);
+                counter.inc_by(now.saturating_sub(counter.get()));
+            }
+        }
+    }
 }
 
 /// Counters that PostgreSQL keeps, as it was last asked for them.
@@ -49,6 +77,9 @@ pub struct DatabaseMetrics {
     /// `bibd_postgres_database_bytes`.
     size: IntGauge,
 }
+
+/// What tells statements apart.
+const STATEMENT_LABELS: &[&str] = &["role", "class", "table"];
 
 /// Seconds: from a tenth of a millisecond to the time limit of a call.
 const BUCKETS: &[f64] =
@@ -100,6 +131,11 @@ impl Metrics {
             task_failures: counters("bibd_tasks_failed_total", "Background tasks that failed or panicked.", &["task"])?,
             started,
             database: DatabaseMetrics { rows, wal, size },
+            statements: StatementMetrics {
+                calls: counters("bibd_statements_total", "Statements run.", STATEMENT_LABELS)?,
+                rows: counters("bibd_statement_rows_total", "Rows that statements read or changed.", STATEMENT_LABELS)?,
+                us: counters("bibd_statement_microseconds_total", "Time that statements took.", STATEMENT_LABELS)?,
+            },
             registry,
         }))
     }

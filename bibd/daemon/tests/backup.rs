@@ -94,6 +94,10 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     let node = Node::start(&place, "data").await;
     assert_eq!(node.refused_backup().await, "BIB0010", "without a recovery key there is no backup");
     node.export_recovery(&place.sheet()).await;
+    // A month that left the audit log lies nowhere else.
+    let archive = |data: &str| place.path(data).join("audit-archive/2020-01.jsonl.zst");
+    std::fs::create_dir(archive("data").parent().unwrap()).unwrap();
+    std::fs::write(archive("data"), "a month").unwrap();
     let (backup, early) = tokio::join!(node.make_backup(), write_topics(&node, "during", 40));
     assert!(backup.state == "complete" && backup.recipients.len() == 2, "{backup:?}");
     let mut moments: Vec<Moment> = early.into_iter().filter(|(time, _)| time.to_string() > backup.finished).collect();
@@ -128,6 +132,7 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     assert!(dry["epoch"].is_null() && !place.path("dry").exists());
     let newest = place.restore("newest", &[]);
     assert_eq!(newest["rows"]["topics"], total, "{newest}");
+    assert_eq!(std::fs::read(archive("newest")).unwrap(), b"a month");
 
     let again = Node::start(&place, "newest").await;
     assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 7, total));

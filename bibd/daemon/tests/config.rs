@@ -156,3 +156,42 @@ fn the_schema_names_every_key() {
         assert!(schema.contains(&format!("\"{name}\"")), "{}", entry.key);
     }
 }
+
+#[test]
+fn a_sink_that_cannot_work_is_refused_with_its_line_and_the_fix() {
+    let sink = |name: &str, to: &str| format!("\n    - name: {name}\n      to: {{{to}}}");
+    let splunk = |url: &str| sink("s", &format!("splunk: {{url: '{url}', token: {{sealed: hec}}}}"));
+    let file = |rest: &str| sink("f", &format!("file: {{path: /var/log/a.jsonl{rest}}}"));
+    let cases = [
+        (sink("Big Name", "file: {path: /a/b}"), 5, "lower-case", "`splunk`"),
+        (file(""), 5, "stands twice", "remembers"),
+        (sink("x", "file: {path: relative}"), 5, "absolute", "/var/log"),
+        (sink("x", "syslog: {address: 'logs.example.org'}"), 5, "HOST:PORT", "6514"),
+        (sink("x", "syslog: {address: 'h:6514', facility: 24}"), 5, "facility", "13"),
+        (sink("x", "syslog: {address: 'h:6514', tls: {key_file: /k}}"), 5, "belong together", "both"),
+        (splunk("http://splunk.example.org:8088"), 5, "in clear", "https"),
+        (splunk("https://user:pw@splunk.example.org"), 5, "holds a user", "does not belong"),
+        (splunk("ftp://splunk.example.org"), 5, "not https", "https://"),
+        (sink("x", "splunk: {url: 'https://s', token: {file: token}}"), 5, "absolute path", "/etc"),
+        (sink("x", "splunk: {url: 'https://s', token: {sealed: '../x'}}"), 5, "sealed secret", "lower-case"),
+        (sink("x", "elastic: {url: 'https://e', index: 'Bad Index'}"), 5, "name of an index", "bib-audit"),
+    ];
+    for (text, line, message, hint) in cases {
+        let found = problem(&yaml(&format!("audit:\n  export:{}{text}\n", file(""))));
+        assert_eq!((found.0.as_str(), found.1), ("audit.export", Some(line)), "{text}");
+        assert!(found.2.contains(message) && found.3.contains(hint), "{found:?}");
+        assert!(!found.2.contains("pw"), "{found:?}");
+    }
+    let unknown = problem(&yaml("audit:\n  export:\n    - {name: x, to: {file: {paht: /a/b}}}\n"));
+    assert!(unknown.2.contains("paht") && unknown.2.contains("path"), "{unknown:?}");
+    let good_ones = [
+        file(""),
+        splunk("https://splunk.example.org:8088"),
+        sink("e", "elastic: {url: 'http://[::1]:9200', login: {basic: {user: u, password: {file: /p}}}}"),
+        sink("l", "syslog: {address: '[::1]:6514'}"),
+    ];
+    let loaded = good(&yaml(&format!("audit:\n  export:{}\n", good_ones.concat())));
+    assert_eq!(loaded.config.audit.export.len(), 4);
+    let twice = "[[audit.export]]\nname = \"f\"\n[audit.export.to.file]\npath = \"/a/b\"\n[[audit.export]]\nname = \"f\"\n[audit.export.to.file]\npath = \"/a/c\"\n";
+    assert_eq!(problem(&toml(twice)).1, Some(5));
+}

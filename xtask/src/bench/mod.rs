@@ -22,6 +22,7 @@ mod container;
 mod files;
 mod glass;
 mod rotation;
+mod siem;
 mod transfer;
 
 /// Makes all inputs the same again.
@@ -43,6 +44,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("rotation", rotation::rotation),
     ("container", container::container),
     ("break-glass", glass::glass),
+    ("siem", siem::export),
 ];
 
 /// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.

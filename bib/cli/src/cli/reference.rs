@@ -109,6 +109,9 @@ fn prints(command: &str) -> (Prints, &'static str) {
         ),
         "dataset cite" => (Prints::Other("The citation."), integrity),
         "admin audit list" | "admin audit tail" => (many::<admin::EntryRow>(), ""),
+        "admin audit alerts list" => (many::<admin::AlertRuleRow>(), ""),
+        "admin audit alerts test" => (many::<admin::AlertRow>(), ""),
+        "admin audit sinks" => (many::<admin::SinkRow>(), ""),
         "admin audit verify" => {
             (one::<admin::VerdictRow>(), "7 when the verdict is TAMPERED, 1 when it is UNVERIFIED.")
         }

@@ -69,6 +69,28 @@ impl Admin {
         stream!(self, AdminServiceClient, export_audit, pb::ExportAuditRequest {})
     }
 
+    /// Where sealed entries are sent, and how far each place has come.
+    pub async fn audit_sinks(&self) -> Result<Vec<pb::AuditSink>> {
+        let answer: Result<pb::ListAuditSinksResponse> =
+            call!(self, Yes, AdminServiceClient, list_audit_sinks, pb::ListAuditSinksRequest {});
+        Ok(answer?.sinks)
+    }
+
+    /// The rules over the audit log.
+    pub async fn alert_rules(&self) -> Result<Vec<pb::AlertRule>> {
+        let answer: Result<pb::ListAlertRulesResponse> =
+            call!(self, Yes, AdminServiceClient, list_alert_rules, pb::ListAlertRulesRequest {});
+        Ok(answer?.rules)
+    }
+
+    /// Tries a rule on past entries: alerts and progress, the last answer is `finished`.
+    pub async fn test_alert_rule(
+        &self,
+        request: pb::TestAlertRuleRequest,
+    ) -> Result<Answers<pb::TestAlertRuleResponse>> {
+        stream!(self, AdminServiceClient, test_alert_rule, request)
+    }
+
     /// Erases the details of an entry; the entry and its place stay.
     pub async fn erase_audit(&self, entry_id: &str, reason: &str) -> Result<pb::EraseAuditResponse> {
         let message = pb::EraseAuditRequest { entry_id: entry_id.to_owned(), reason: reason.to_owned() };

@@ -24,8 +24,6 @@ pub(super) enum Open {
     Settled,
     /// The missing sequence number, further down.
     Gap(Position),
-    /// Whether the next seal's entry is gone too.
-    Missing,
     /// An entry whose digest is the one stored at the break.
     Body(Hash),
     /// A row that follows from the head before the break; boxed because it is rarely there.
@@ -61,14 +59,6 @@ impl Diagnosis {
             Open::Settled => return,
             Open::Gap(at) if row.seal.epoch == at.epoch && row.seal.seq == at.seq => {
                 Some((TamperClass::RowsSwapped, format!("the row {at} stands after later ones")))
-            }
-            Open::Missing if row.entry.is_none() => {
-                let text = "the entries of this and following seals are gone: deleted, or a partition detached";
-                Some((TamperClass::PartitionMissing, text.to_owned()))
-            }
-            Open::Missing => {
-                self.open = Open::Settled;
-                None
             }
             Open::Body(wanted) if row.entry.is_some_and(|entry| digest(entry.body) == *wanted) => {
                 let text = format!("the entry sealed here is the one that {}/{} names", row.seal.epoch, row.seal.seq);

@@ -13,7 +13,7 @@ mod diagnosis;
 mod input;
 mod tamper;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bib_core::Hash;
 use uuid::Uuid;
@@ -21,9 +21,10 @@ use uuid::Uuid;
 pub use input::{DetailRow, EntryRow, Row, SealRow, TrustedInputs};
 pub use tamper::{Doubt, Lost, Position, Tamper, TamperClass, Verdict, Verified};
 
-use crate::action::{EPOCH, ERASE};
+use crate::action::{DETACH, EPOCH, ERASE};
 use crate::body::{BodyError, EntryView, details_hash, digest};
 use crate::chain::{ChainState, HEAD_0, next_head, parse_epoch_target};
+use crate::detach::{Detachment, Run, Runs};
 use checkpoints::{Checkpoints, Reach};
 use diagnosis::{Diagnosis, Link, Open, stored};
 
@@ -41,6 +42,13 @@ pub struct Verifier {
     entries: u64,
     missing: HashMap<Uuid, Position>,
     erased: HashSet<Uuid>,
+    /// Entries that are gone, and those that the node signed to be.
+    absent: Runs,
+    detached: Runs,
+    /// Ends of epochs that an absent first entry named, and those that the node signed instead.
+    unnamed_ends: Vec<(u64, String)>,
+    signed_ends: BTreeSet<String>,
+    public_key: Option<[u8; 32]>,
     waiting: u64,
     /// Tampers found beside the chain.
     beside: Vec<Tamper>,
@@ -62,6 +70,11 @@ impl Verifier {
             entries: 0,
             missing: HashMap::new(),
             erased: HashSet::new(),
+            absent: Runs::default(),
+            detached: Runs::default(),
+            unnamed_ends: Vec::new(),
+            signed_ends: BTreeSet::new(),
+            public_key: trusted.public_key,
             waiting: 0,
             beside: Vec::new(),
             broken: None,
@@ -122,6 +135,7 @@ impl Verifier {
                 explanation: format!("details are gone without a sealed erasure ({} entries)", self.missing.len()),
             }));
         }
+        self.beside.extend(self.judge_absent(&reaches));
         if let Some(first) = self.beside.into_iter().min_by_key(|tamper| tamper.first_bad) {
             return Verdict::Tampered(first);
         }
@@ -141,7 +155,65 @@ impl Verifier {
             erased,
             unsealed: self.waiting,
             lost,
+            detached: self.absent.iter().collect(),
         })
+    }
+
+    /// Entries that are gone without the node's signature, or that no checkpoint outside covers. Where a signature is
+    /// beyond the end of what can be seen, it tells nothing: then the cut tail is the tamper.
+    fn judge_absent(&self, reaches: &BTreeMap<u64, Reach>) -> Vec<Tamper> {
+        let mut found = Vec::new();
+        let mut allowed = Runs::default();
+        let newest = self.checkpoints.newest_external(reaches);
+        for run in self.detached.iter() {
+            match newest {
+                // Without a checkpoint the verdict is UNVERIFIED at best.
+                None => allowed.add(run),
+                Some(newest) if run.epoch < newest.epoch => allowed.add(run),
+                Some(newest) if run.epoch == newest.epoch && run.first <= newest.seq => {
+                    allowed.add(Run { last: run.last.min(newest.seq), ..run });
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(run) = self.absent.first_beyond(&allowed) {
+            let (class, text) = if run.first == run.last {
+                (TamperClass::EntryMissing, "the entry of this seal is gone")
+            } else {
+                let text = "the entries of this and following seals are gone: deleted, or a partition detached";
+                (TamperClass::PartitionMissing, text)
+            };
+            let first_bad = Position { epoch: run.epoch, seq: run.first };
+            found.push(Tamper { first_bad, class, explanation: text.to_owned() });
+        }
+        let unnamed = self.unnamed_ends.iter().find(|(_, end)| !self.signed_ends.contains(end));
+        // Without the key nobody's word can be checked.
+        if let (Some((epoch, _)), true) = (unnamed, self.has_key) {
+            let explanation = "the epoch's first entry is gone, and nothing signed names the end of the one before";
+            let first_bad = Position { epoch: *epoch, seq: 1 };
+            found.push(Tamper { first_bad, class: TamperClass::EpochLinkBroken, explanation: explanation.to_owned() });
+        }
+        found
+    }
+
+    /// Goes on through a seal whose entry is gone: by its digest, which the chain and the checkpoints vouch for.
+    fn pass_absent(&mut self, row: &Row<'_>, at: Position, before: Option<(u64, u64, Hash)>) -> Result<(), Diagnosis> {
+        let chain = self.chain.get_or_insert_with(|| ChainState::new(row.seal.epoch));
+        let head = chain.head;
+        let here = stored(row);
+        let Some((digest, _)) = here.filter(|(digest, after)| next_head(&head, digest) == *after) else {
+            let link = Link { before: head, here, next: None, first: true };
+            let tamper = broken(at, TamperClass::HeadChanged, "the stored head is not the one that follows");
+            return Err(Diagnosis { open: Open::Link(Box::new(link)), ..tamper });
+        };
+        if let (1, Some((epoch, seq, head))) = (at.seq, before) {
+            self.unnamed_ends.push((at.epoch, format!("{epoch}/{seq}/{head}")));
+        }
+        self.absent.add(Run { epoch: at.epoch, first: at.seq, last: at.seq });
+        self.earlier_head = head;
+        chain.seal_one(row.seal.entry, digest);
+        self.entries += 1;
+        self.compare_with_checkpoint(at)
     }
 
     /// The epochs seen. One is declared ended when a later epoch was vouched for by a checkpoint: its first entry,
@@ -167,10 +239,7 @@ impl Verifier {
         let chain = self.chain.get_or_insert_with(|| ChainState::new(row.seal.epoch));
         let (at, head) = (Position { epoch: chain.epoch, seq: chain.seq + 1 }, chain.head);
         check_sequence(at, row)?;
-        let Some(entry) = &row.entry else {
-            let tamper = broken(at, TamperClass::EntryMissing, "the entry of this seal is gone");
-            return Err(Diagnosis { open: Open::Missing, ..tamper });
-        };
+        let Some(entry) = &row.entry else { return self.pass_absent(row, at, before) };
         let computed = digest(entry.body);
         let expected = next_head(&head, &computed);
         if row.seal.digest != computed.as_bytes() || row.seal.head != expected.as_bytes() {
@@ -197,6 +266,17 @@ impl Verifier {
             && let Ok(id) = Uuid::try_parse(&view.target)
         {
             self.erased.insert(id);
+        }
+        if view.action == DETACH
+            && view.result == "ok"
+            // Without a key the verdict is UNVERIFIED at best.
+            && let Some(said) = match &self.public_key {
+                Some(key) => Detachment::open(&view.target, key),
+                None => Detachment::read(&view.target),
+            }
+        {
+            said.runs.iter().for_each(|run| self.detached.add(run));
+            self.signed_ends.extend(said.ends);
         }
         self.earlier_head = head;
         chain.seal_one(entry.id, computed);

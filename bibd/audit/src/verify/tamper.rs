@@ -5,6 +5,8 @@ use std::fmt;
 use bib_core::Hash;
 use serde::Serialize;
 
+use crate::detach::Run;
+
 /// A place in the log. Ordered as the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Position {
@@ -153,6 +155,9 @@ pub struct Verified {
     pub unsealed: u64,
     /// What a restore left behind, by the word of the next epoch's first entry.
     pub lost: Vec<Lost>,
+    /// Entries that left the log with their months, by the node's signature. Their seals are among `entries`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub detached: Vec<Run>,
 }
 
 /// Why a log that shows no tamper is not OK either.

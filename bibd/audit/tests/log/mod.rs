@@ -55,7 +55,7 @@ impl Log {
         };
         let statement = |table: &str| StatementNote {
             class: "insert".into(),
-            table: table.into(),
+            table: table.to_owned().into(),
             hash: bib_core::Hash::of(table.as_bytes()),
             rows: n,
             us: 100 + n,
@@ -74,6 +74,7 @@ impl Log {
             result: Outcome::Ok,
             operation: OperationId::from_uuid(id(3)),
             job: (n.is_multiple_of(4)).then(|| id(4)),
+            origin: None,
             statements: vec![statement("topics"), statement("audit_entry")],
             details: json!({"note": format!("act {n}"), "tags": ["a\nb", "\u{1b}[31m"]}),
             salt: [u8::try_from(n % 256).unwrap(); 32],

@@ -2,14 +2,20 @@
 //!
 //! What the bytes mean is `bibd-audit`'s. Here they are stored and fetched, never interpreted.
 
+mod follow;
 mod list;
 mod read;
+mod retain;
 mod seal;
 
+pub use follow::{PAGE_ROWS, Place, alerts, find_reader, page, save_reader};
 pub use list::{Filter, Listed, Position, list};
 pub use read::{
     Counted, LoggedRow, UnsealedRow, checkpoints, count, digests, find_sealed, newest_checkpoint, queued_without_entry,
     rows, unsealed_entries,
+};
+pub use retain::{
+    MonthTable, detach_month, drop_month, end_before, last_between, months, newest_detachment, rows_between,
 };
 pub use seal::{insert_checkpoint, load_heads, make_block, seal_next};
 
@@ -36,7 +42,15 @@ static MAKE_MONTH: Statement = Statement::new(Class::Call, "audit_entry", "SELEC
 static ERASE: Statement = Statement::new(Class::Call, "audit_detail", "SELECT bib.audit_erase($1)");
 
 pub(crate) fn statements() -> Vec<&'static Statement> {
-    [&[&APPEND, &MAKE_MONTH, &ERASE][..], list::STATEMENTS, read::STATEMENTS, seal::STATEMENTS].concat()
+    [
+        &[&APPEND, &MAKE_MONTH, &ERASE][..],
+        follow::STATEMENTS,
+        list::STATEMENTS,
+        read::STATEMENTS,
+        retain::STATEMENTS,
+        seal::STATEMENTS,
+    ]
+    .concat()
 }
 
 /// Writes the entry of an act into the act's transaction.

@@ -3,7 +3,7 @@
 //!
 //! | outside | encrypted |
 //! |---|---|
-//! | `lock`, `FORMAT`, `identity/`, `certs/`, `secrets/`, `postgres/PROVISIONER`, `checkpoints` | `postgres/data`, `postgres/log`, `postgres/spool`, `blobs/` |
+//! | `lock`, `FORMAT`, `identity/`, `certs/`, `secrets/`, `postgres/PROVISIONER`, `checkpoints` | `postgres/data`, `postgres/log`, `postgres/spool`, `blobs/`, `audit-archive/` |
 //!
 //! What stands outside is needed to find the key, or is signed or sealed on its own. The key is derived from the
 //! identity once and lies in `secrets/disk_key.age` from then on, sealed to the node and to the recovery sheet: the
@@ -31,6 +31,7 @@ use crate::config::{AtRestMode, Places};
 use crate::grpc::error::chain;
 use crate::grpc::health::Condition;
 use crate::secrets::Secrets;
+use crate::services::archive;
 
 /// The sealed file that keeps the key.
 const NAME: &str = "disk_key";
@@ -130,8 +131,8 @@ impl std::fmt::Debug for AtRest {
 }
 
 /// The directories that hold data, below the data directory.
-fn directories(root: &Path) -> [PathBuf; 4] {
-    ["blobs", "postgres/data", "postgres/log", "postgres/spool"].map(|name| root.join(name))
+fn directories(root: &Path) -> [PathBuf; 5] {
+    ["blobs", archive::DIRECTORY, "postgres/data", "postgres/log", "postgres/spool"].map(|name| root.join(name))
 }
 
 /// How each directory with data is: for `bibd doctor` and for health.
@@ -216,7 +217,7 @@ impl AtRest {
         }
         for path in directories(root) {
             if is_there(&path)? {
-                this.open_directory(&path, is_server_running && !path.ends_with("blobs"))?;
+                this.open_directory(&path, is_server_running && path.starts_with(root.join("postgres")))?;
             }
         }
         Ok(this)

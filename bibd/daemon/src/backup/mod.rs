@@ -3,7 +3,7 @@
 //! A store is a directory with one part for each node, by its peer id:
 //!
 //! ```text
-//! base/<id>/state.tar.zst.age   identity, certificates, secrets, configuration, checkpoints
+//! base/<id>/state.tar.zst.age   identity, certificates, secrets, configuration, checkpoints, archives of the audit log
 //! base/<id>/base.tar.zst.age    what pg_basebackup gave
 //! base/<id>/manifest            signed; written last: without it there is no backup
 //! base/<id>/verified            signed; when it was last restored beside the node, and what was found

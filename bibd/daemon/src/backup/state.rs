@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::services::archive;
+
 /// Directories of plain files.
 const DIRECTORIES: [&str; 3] = ["identity", "certs", "secrets"];
 /// Where the configuration lies in a restored data directory.
@@ -16,6 +18,8 @@ pub struct Sources {
     pub data: PathBuf,
     /// The file of checkpoints.
     pub checkpoints: PathBuf,
+    /// Months of the audit log that left the database, where there are any.
+    pub audit_archive: PathBuf,
     /// The configuration file, when there is one.
     pub configuration: Option<PathBuf>,
 }
@@ -35,6 +39,9 @@ pub fn write(sources: &Sources, to: &mut dyn Write) -> io::Result<()> {
             add(&mut tar, &entry.path(), &Path::new(directory).join(entry.file_name()))?;
         }
     }
+    if sources.audit_archive.is_dir() {
+        add_archives(&mut tar, &sources.audit_archive)?;
+    }
     if sources.checkpoints.is_file() {
         add(&mut tar, &sources.checkpoints, Path::new("checkpoints"))?;
     }
@@ -44,6 +51,14 @@ pub fn write(sources: &Sources, to: &mut dyn Write) -> io::Result<()> {
         add(&mut tar, path, &Path::new(CONFIGURATION).join(name))?;
     }
     tar.into_inner().map(drop)
+}
+
+/// Wherever they lie on this node, in a restored one they lie in its data directory.
+fn add_archives(tar: &mut tar::Builder<&mut dyn Write>, directory: &Path) -> io::Result<()> {
+    let mut names: Vec<_> = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+    names.retain(|name| name == "FORMAT" || name.to_string_lossy().ends_with(archive::SUFFIX));
+    names.sort();
+    names.iter().try_for_each(|name| add(tar, &directory.join(name), &Path::new(archive::DIRECTORY).join(name)))
 }
 
 /// Adds a file as it is now: one that grows while it is read is taken at the length that it had.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::locate::line_of;
+use super::locate::{line_of, line_of_item};
 use super::{Backend, Config, Mode, Provisioner};
 
 /// The prefix of environment variables: `BIBD__GRPC__LISTEN` is `grpc.listen`.
@@ -211,11 +211,25 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { origin, key: key.to_owned(), message, hint: Some(hint) });
     }
+    for finding in super::audit::check(&config.audit) {
+        let origin = origin_of_item(origins.get(finding.key), sources, finding.key, finding.item);
+        let (key, message) = (finding.key.to_owned(), finding.message);
+        problems.push(Problem { origin, key, message, hint: Some(finding.hint) });
+    }
     if problems.is_empty() {
         Ok(Loaded { config, file: sources.file.as_ref().map(|(path, _)| path.clone()), origins })
     } else {
         Err(Problems(problems))
     }
+}
+
+/// The place of one item of a list, where it can be found.
+fn origin_of_item(origin: Option<&Origin>, sources: &Sources, key: &str, item: usize) -> Origin {
+    let mut origin = origin.cloned().unwrap_or(Origin::Default);
+    if let (Origin::File { path, line }, Some((_, text))) = (&mut origin, &sources.file) {
+        *line = line_of_item(text, key, item, is_toml(path)).or(*line);
+    }
+    origin
 }
 
 fn is_toml(path: &Path) -> bool {
@@ -497,6 +511,13 @@ fn check(config: &Config) -> Vec<Finding> {
     }
     if !(1..=3_600).contains(&config.audit.checkpoint_seconds) {
         refuse("audit.checkpoint_seconds", "must be 1 to 3600", "60 is usual");
+    }
+    let retention = &config.audit.retention;
+    if retention.keep.is_some_and(|keep| keep.0.as_secs() < 86_400) {
+        refuse("audit.retention.keep", "must be at least 1d", "90d is usual; `null` keeps everything");
+    }
+    if retention.archive.as_ref().is_some_and(|path| !path.is_absolute()) {
+        refuse("audit.retention.archive", "must be an absolute path", "such as /var/lib/bibd/audit-archive");
     }
     let socket = grpc.unix_socket.as_ref().map_or(0, |path| path.as_os_str().len());
     if socket > super::places::MAX_SOCKET_PATH_BYTES {

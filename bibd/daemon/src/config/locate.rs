@@ -10,6 +10,33 @@ pub(super) fn line_of(text: &str, key: &str, is_toml: bool) -> Option<usize> {
     })
 }
 
+/// The line (from 1) where item `at` of the list under `key` begins.
+pub(super) fn line_of_item(text: &str, key: &str, at: usize, is_toml: bool) -> Option<usize> {
+    if is_toml {
+        let header = format!("[[{key}]]");
+        return text.lines().enumerate().filter(|(_, line)| line.trim() == header).nth(at).map(|(n, _)| n + 1);
+    }
+    let (_, begin) = yaml(text).into_iter().find(|(path, _)| path == key)?;
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let of_key = text.lines().nth(begin - 1).map(indent)?;
+    let mut depth = None;
+    let mut items = Vec::new();
+    for (number, line) in text.lines().enumerate().skip(begin) {
+        let content = line.trim_start();
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let is_item = content == "-" || content.starts_with("- ");
+        if indent(line) < of_key || (indent(line) == of_key && !is_item) {
+            break;
+        }
+        if is_item && *depth.get_or_insert(indent(line)) == indent(line) {
+            items.push(number + 1);
+        }
+    }
+    items.get(at).copied()
+}
+
 /// Keys of block-style YAML by indentation.
 fn yaml(text: &str) -> Vec<(String, usize)> {
     let mut stack: Vec<(usize, String)> = Vec::new();
@@ -65,5 +92,23 @@ mod tests {
             assert_eq!(line_of(toml, key, true), Some(line), "{key}");
         }
         assert_eq!(line_of("", "a.b", false), None);
+    }
+
+    #[test]
+    fn finds_items_of_lists_in_both_formats() {
+        let nested =
+            "audit:\n  export:\n    - name: a\n      to:\n        - x\n\n    # c\n    - name: b\n  other: 1\n    - c\n";
+        let flat = "audit:\n  export:\n  - name: a\n  - name: b\n  other:\n  - c\n";
+        let toml = "[[audit.export]]\nname = \"a\"\n[audit.export.to]\n[[audit.export]]\n";
+        for (text, is_toml, lines) in [
+            (nested, false, [Some(3), Some(8), None]),
+            (flat, false, [Some(3), Some(4), None]),
+            (toml, true, [Some(1), Some(4), None]),
+            ("audit: {export: [{name: a}]}", false, [None; 3]),
+        ] {
+            for (at, line) in lines.into_iter().enumerate() {
+                assert_eq!(line_of_item(text, "audit.export", at, is_toml), line, "{text}{at}");
+            }
+        }
     }
 }

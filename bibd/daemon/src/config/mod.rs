@@ -11,6 +11,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod alerts;
+pub mod audit;
 mod break_glass;
 pub mod load;
 mod locate;
@@ -427,8 +429,7 @@ impl Default for Blobs {
     }
 }
 
-/// The audit log. Its entries are kept for ever: there is no retention to set, only `bib admin audit erase` for the
-/// details that the law wants gone.
+/// The audit log: where it is signed, sent, watched, and how long it stays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
@@ -437,11 +438,23 @@ pub struct Audit {
     /// The append-only file of checkpoints; best on another disk. Default: `checkpoints` beside the data directory's
     /// `postgres`.
     pub checkpoint_path: Option<PathBuf>,
+    /// Where sealed entries are sent, in order: files, syslog, Elasticsearch, Splunk (`docs/audit.md`).
+    pub export: Vec<audit::Sink>,
+    /// Rules over the log, and where alerts go (`docs/audit.md`).
+    pub alerts: alerts::Alerts,
+    /// How long entries stay in the database.
+    pub retention: audit::Retention,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { checkpoint_seconds: 60, checkpoint_path: None }
+        Self {
+            checkpoint_seconds: 60,
+            checkpoint_path: None,
+            export: Vec::new(),
+            alerts: alerts::Alerts::default(),
+            retention: audit::Retention::default(),
+        }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::services::refusals::Refusals;
 use crate::services::rotation::Rotation;
 use crate::services::topic::TopicUseCases;
 use crate::services::users::Users;
-use crate::services::{accounts, tasks};
+use crate::services::{accounts, alert_delivery, alerts, export, retention, tasks};
 use crate::supervisor::{Policy, TaskKind};
 use bib_proto::v1::admin_service_server::AdminServiceServer;
 use bib_proto::v1::node_service_server::NodeServiceServer;
@@ -70,7 +70,11 @@ impl Edge {
         let log_ins = LogIns::new(accounts.clone(), Arc::clone(&foundation.certificates.tls), refusals.clone());
         let topics = TopicUseCases::new(base.clone());
         let grants = GrantUseCases::new(base.clone(), topics.clone());
-        let audit = AuditService::new(base.clone(), CheckpointFile::new(&foundation.places.checkpoints));
+        let audit = AuditService::new(base.clone(), CheckpointFile::new(&foundation.places.checkpoints))
+            .with_archive(retention::archive(foundation));
+        let sinks = export::start(foundation, &base).await?;
+        let alerts = alerts::start(foundation, &base).await?;
+        alert_delivery::start(foundation, &base).await?;
         let node = NodeUseCases::new(foundation.clone(), base.clone());
         let datasets = DatasetUseCases::new(base.clone(), topics.clone());
         let registry = &foundation.metrics.registry;
@@ -82,6 +86,7 @@ impl Edge {
             rotating.clone().run(stop)
         });
         let backups = BackupUseCases::start(foundation, base.clone()).await?;
+        retention::start(foundation, &base, &backups);
         let shipping = backups.clone();
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "log-shipping", move |stop| {
             shipping.clone().shipping(stop)
@@ -93,6 +98,8 @@ impl Edge {
         let glass = BreakGlassHandler::new(BreakGlass::start(foundation, base.clone())?);
         let admin = AdminParts {
             audit,
+            sinks,
+            alerts,
             journal: base.journal.clone(),
             configuration: Configuration::start(foundation, base.clone()).await?,
             database: DatabaseAudit::new(foundation, base.clone()),

@@ -46,8 +46,8 @@ type Components = BTreeMap<&'static str, Condition>;
 pub struct HealthBoard(Arc<watch::Sender<Components>>);
 
 impl HealthBoard {
-    /// A component says how it is. Names are fixed: `database`, `blobs`, `audit`, `backup`, `certificates`,
-    /// `disk`, `daemon`.
+    /// A component says how it is. Names are fixed: `database`, `blobs`, `audit`, `audit-export`, `alerts`, `backup`,
+    /// `certificates`, `disk`, `daemon`.
     pub fn set(&self, component: &'static str, condition: Condition) {
         self.0.send_if_modified(|components| {
             components.insert(component, condition.clone()).as_ref() != Some(&condition)

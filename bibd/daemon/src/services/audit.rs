@@ -2,22 +2,25 @@
 
 use bib_core::access::Verb;
 use bib_core::{Hash, PeerId};
-use bibd_audit::export::{Bytes, DetailLine, EntryLine, FORMAT, Line, SealLine, SealedLine, write_line};
+use bibd_audit::export::{Bytes, DetailLine, FORMAT, Line, write_line};
 use bibd_audit::merkle::ProofBuilder;
 use bibd_audit::note::SignedNote;
 use bibd_audit::proof::EntryProof;
-use bibd_audit::verify::{DetailRow, Doubt, EntryRow, Row, SealRow, TrustedInputs, Verdict, Verifier};
-use bibd_audit::{Checkpoint, CheckpointFile, Outcome, action};
+use bibd_audit::verify::{Doubt, TrustedInputs, Verdict, Verifier};
+use bibd_audit::{Checkpoint, CheckpointFile, Outcome, action, body};
 use bibd_catalog::Db;
-use bibd_catalog::audit::{self, Filter, Listed, LoggedRow, UnsealedRow};
+use bibd_catalog::audit::{self, Filter, Listed, LoggedRow};
 use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::archive::{Archive, ArchiveError};
+use super::audit_rows::{as_row, as_sealed_line, as_unsealed, owned};
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
+use super::month::Month;
 use crate::actor::Call;
 use crate::errors::ErrorCode;
 
@@ -33,11 +36,16 @@ const EXPORT_BUFFER_BYTES: usize = 200 * 1024;
 /// Findings beside the chain that are looked at.
 const BESIDE: i64 = 10_000;
 
+/// The body of an entry, and salt and details if they are there.
+type Archived = (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>);
+
 /// The use cases of the audit log.
 #[derive(Debug, Clone)]
 pub struct AuditService {
     base: Base,
     file: CheckpointFile,
+    /// Months that left the database.
+    archive: Option<Archive>,
 }
 
 /// How a verification ended.
@@ -56,13 +64,22 @@ impl Verification {
     #[must_use]
     pub fn words(&self) -> (&'static str, String) {
         match &self.verdict {
-            Verdict::Ok(ok) => (
-                "OK",
-                format!(
+            Verdict::Ok(ok) => {
+                let mut said = format!(
                     "{} entries agree with the checkpoint at {}; {} came after it, {} had their details erased, {} wait",
                     ok.entries, ok.checkpoint, ok.after_checkpoint, ok.erased, ok.unsealed
-                ),
-            ),
+                );
+                if !ok.detached.is_empty() {
+                    let gone: u64 = ok.detached.iter().map(|run| run.last - run.first + 1).sum();
+                    let runs: Vec<String> = ok.detached.iter().map(ToString::to_string).collect();
+                    said.push_str(&format!(
+                        "; {gone} left the log with their months, by the node's signature, and only their seals were \
+                         verified: {}",
+                        runs.join(", ")
+                    ));
+                }
+                ("OK", said)
+            }
             Verdict::Tampered(tamper) => ("TAMPERED", tamper.explanation.clone()),
             Verdict::Unverified { reason: Doubt::NoKey, .. } => {
                 ("UNVERIFIED", "no public key was there to check with".to_owned())
@@ -78,7 +95,13 @@ impl AuditService {
     /// Over the node's log; `file` is the copy of the checkpoints on another path.
     #[must_use]
     pub fn new(base: Base, file: CheckpointFile) -> Self {
-        Self { base, file }
+        Self { base, file, archive: None }
+    }
+
+    /// The same, which finds what left the database in archives.
+    #[must_use]
+    pub fn with_archive(self, archive: Archive) -> Self {
+        Self { archive: Some(archive), ..self }
     }
 
     /// A page of entries.
@@ -146,7 +169,14 @@ impl AuditService {
         let mut session = self.base.db.read_audit().await?;
         let row = audit::find_sealed(&mut session, epoch, seq).await?;
         let row = row.ok_or_else(|| ServiceError::not_found("audit entry", &name))?;
-        let body = row.body.ok_or_else(|| ServiceError::not_found("audit entry", &name))?;
+        let (body, detail) = match row.body {
+            Some(body) => (body, row.salt.zip(row.details)),
+            None => {
+                let line = self.archived(row.entry_id, row.digest).await?;
+                let line = line.ok_or_else(|| ServiceError::not_found("audit entry", &name))?;
+                (line.0, line.1)
+            }
+        };
         let (note, checkpoint) = self.checkpoint_for(epoch, seq).await?.ok_or_else(|| {
             ServiceError::conflict(
                 ErrorCode::UNMET_CONDITION,
@@ -165,7 +195,7 @@ impl AuditService {
         }
         let path: Vec<Hash> = builder.finish().map_err(ServiceError::internal)?;
         let body = String::from_utf8(body).map_err(ServiceError::internal)?;
-        let detail = row.salt.zip(row.details).map(|(salt, details)| DetailLine { salt, details: Bytes(details) });
+        let detail = detail.map(|(salt, details)| DetailLine { salt, details: Bytes(details) });
         Ok(EntryProof::new(seq, body, detail, path, &note))
     }
 
@@ -220,9 +250,60 @@ impl AuditService {
         let erasure = self.base.journal.add(&mut tx, call, act).await?;
         if !audit::erase(&mut tx, entry).await? {
             tx.rollback().await?;
-            return Err(ServiceError::not_found("audit detail", entry.to_string()));
+            return self.erase_archived(call, entry, reason).await;
         }
-        self.base.journal.commit_added(tx, erasure, action::ERASE).await
+        self.base.journal.commit_added(tx, erasure, action::ERASE).await?;
+        self.erase_written_down(entry).await
+    }
+
+    /// An archive may be there of a month that is still in the database: it waits for a backup, or for a quiet moment.
+    async fn erase_written_down(&self, entry: Uuid) -> Result<(), ServiceError> {
+        let Some(archive) = self.archive.clone() else { return Ok(()) };
+        let erasing = tokio::task::spawn_blocking(move || {
+            months_of(entry).iter().try_for_each(|month| archive.erase(month, entry).map(drop))
+        });
+        erasing.await.map_err(ServiceError::internal)?.map_err(ServiceError::internal)
+    }
+
+    /// Erases details in an archive: a file and not a transaction, so the intent is sealed before and the outcome after.
+    async fn erase_archived(&self, call: &Call, entry: Uuid, reason: &str) -> Result<(), ServiceError> {
+        let missing = || ServiceError::not_found("audit detail", entry.to_string());
+        let Some(archive) = self.archive.clone() else { return Err(missing()) };
+        let looked = {
+            let archive = archive.clone();
+            tokio::task::spawn_blocking(move || {
+                for month in months_of(entry) {
+                    if archive.find_id(&month, entry)?.is_some_and(|line| line.detail.is_some()) {
+                        return Ok(Some(month));
+                    }
+                }
+                Ok::<_, ArchiveError>(None)
+            })
+        };
+        let found = looked.await.map_err(ServiceError::internal)?.map_err(ServiceError::internal)?;
+        let month = found.ok_or_else(missing)?;
+        let act = || Act::new(action::ERASE, entry.to_string(), json!({"reason": reason, "archive": month}));
+        self.base.journal.record(&self.base.db, call, act(), Outcome::Intent).await?;
+        let name = month.clone();
+        let erasing = tokio::task::spawn_blocking(move || archive.erase(&name, entry));
+        erasing.await.map_err(ServiceError::internal)?.map_err(ServiceError::internal)?;
+        self.base.journal.record(&self.base.db, call, act(), Outcome::Ok).await.map(|_| ())
+    }
+
+    /// Body and details of an entry that left the database; what does not have the sealed digest is not it.
+    async fn archived(&self, entry: Uuid, digest: Vec<u8>) -> Result<Option<Archived>, ServiceError> {
+        let Some(archive) = self.archive.clone() else { return Ok(None) };
+        let looking = tokio::task::spawn_blocking(move || {
+            for month in months_of(entry) {
+                let Some(line) = archive.find_id(&month, entry)? else { continue };
+                let Some(found) = line.entry.filter(|e| body::digest(&e.body.0).as_bytes() == &digest[..]) else {
+                    continue;
+                };
+                return Ok(Some((found.body.0, line.detail.map(|detail| (detail.salt, detail.details.0)))));
+            }
+            Ok::<_, ArchiveError>(None)
+        });
+        looking.await.map_err(ServiceError::internal)?.map_err(ServiceError::internal)
     }
 
     /// The oldest checkpoint that covers the entry, from the file or else from the table.
@@ -292,79 +373,8 @@ async fn read_file(file: &CheckpointFile) -> Result<(Vec<String>, u64), ServiceE
     Ok((records.notes, records.torn_bytes))
 }
 
-fn as_row(row: &LoggedRow) -> Row<'_> {
-    Row {
-        seal: SealRow {
-            epoch: row.epoch.unsigned_abs(),
-            seq: row.seq.unsigned_abs(),
-            entry: row.entry_id,
-            digest: &row.digest,
-            head: &row.head,
-        },
-        entry: as_entry(row),
-        detail: row.salt.as_deref().zip(row.details.as_deref()).map(|(salt, details)| DetailRow { salt, details }),
-    }
-}
-
-/// The columns of an entry are there together or not at all.
-fn as_entry(row: &LoggedRow) -> Option<EntryRow<'_>> {
-    Some(EntryRow {
-        id: row.id?,
-        time: row.time?.into(),
-        node: row.node.as_deref()?,
-        actor: row.actor.as_deref()?,
-        via: row.via.as_deref()?,
-        action: row.action.as_deref()?,
-        target: row.target.as_deref()?,
-        result: row.result.as_deref()?,
-        operation: row.operation?,
-        job: row.job,
-        body: row.body.as_deref()?,
-    })
-}
-
-fn as_unsealed(row: &UnsealedRow) -> EntryRow<'_> {
-    EntryRow {
-        id: row.id,
-        time: row.time.into(),
-        node: &row.node,
-        actor: &row.actor,
-        via: &row.via,
-        action: &row.action,
-        target: &row.target,
-        result: &row.result,
-        operation: row.operation,
-        job: row.job,
-        body: &row.body,
-    }
-}
-
-fn owned(entry: &EntryRow<'_>) -> EntryLine {
-    EntryLine {
-        id: entry.id,
-        time: entry.time,
-        node: entry.node.to_owned(),
-        actor: entry.actor.to_owned(),
-        via: entry.via.to_owned(),
-        action: entry.action.to_owned(),
-        target: entry.target.to_owned(),
-        result: entry.result.to_owned(),
-        operation: entry.operation,
-        job: entry.job,
-        body: Bytes(entry.body.to_vec()),
-    }
-}
-
-fn as_sealed_line(row: LoggedRow) -> SealedLine {
-    SealedLine {
-        entry: as_entry(&row).as_ref().map(owned),
-        seal: SealLine {
-            epoch: row.epoch.unsigned_abs(),
-            seq: row.seq.unsigned_abs(),
-            entry: row.entry_id,
-            digest: row.digest,
-            head: row.head,
-        },
-        detail: row.salt.zip(row.details).map(|(salt, details)| DetailLine { salt, details: Bytes(details) }),
-    }
+/// The months whose archives may have an entry: its id was made a moment before or after its time was read.
+fn months_of(entry: Uuid) -> Vec<String> {
+    let Some(month) = Month::of_id(entry) else { return Vec::new() };
+    [month, month.before(), month.next()].map(|month| month.to_string()).to_vec()
 }

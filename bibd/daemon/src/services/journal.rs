@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bib_core::PeerId;
 use bibd_audit::{Actor as AuditActor, Entry, EntryDraft, Outcome, Via as AuditVia, is_sensitive};
+use bibd_catalog::audit::Place;
 use bibd_catalog::{Db, Tx, audit};
 use serde_json::Value;
-use tokio::sync::{Notify, broadcast, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use uuid::Uuid;
 
 use super::error::ServiceError;
@@ -68,6 +69,8 @@ struct Inner {
     /// Acts that wait for their seal.
     waiting: Mutex<HashMap<Uuid, oneshot::Sender<Sealed>>>,
     followers: broadcast::Sender<Sealed>,
+    /// How far the log is sealed, for those who read it by themselves.
+    newest: watch::Sender<Place>,
 }
 
 impl Journal {
@@ -81,6 +84,7 @@ impl Journal {
             wants_checkpoint: AtomicBool::new(false),
             waiting: Mutex::new(HashMap::new()),
             followers: broadcast::Sender::new(FOLLOWERS_BUFFER),
+            newest: watch::Sender::default(),
         }))
     }
 
@@ -165,6 +169,12 @@ impl Journal {
         self.0.followers.subscribe()
     }
 
+    /// How far the log is sealed, again at each change.
+    #[must_use]
+    pub fn newest(&self) -> watch::Receiver<Place> {
+        self.0.newest.subscribe()
+    }
+
     /// Asks for a checkpoint now rather than within the minute, for somebody who waits for a proof.
     pub(super) fn ask_for_checkpoint(&self) {
         self.0.wants_checkpoint.store(true, Ordering::Release);
@@ -196,6 +206,9 @@ impl Journal {
                 tracing::trace!(entry.id = %seal.entry, "sealed");
             }
         }
+        if let Some(last) = seals.last() {
+            self.0.newest.send_replace(Place { epoch: last.epoch, seq: last.seq });
+        }
     }
 
     fn await_seal(&self, entry: Uuid) -> oneshot::Receiver<Sealed> {
@@ -221,6 +234,7 @@ impl Journal {
             result,
             operation: call.operation,
             job: None,
+            origin: Some(tx.origin()),
             statements: tx.take_notes(),
             details: act.details,
             salt: self.0.ids.entropy().bytes(),
@@ -232,7 +246,11 @@ impl Journal {
 fn context(call: &Call) -> bibd_catalog::Context {
     let user = call.actor.user.as_uuid();
     let user = (!user.is_nil()).then_some(user);
-    bibd_catalog::Context { operation: call.operation, user, component: "journal" }
+    let component = match call.actor.via {
+        Via::Internal { component } => component,
+        Via::Socket { .. } | Via::Tls { .. } => "grpc",
+    };
+    bibd_catalog::Context { operation: call.operation, user, component }
 }
 
 fn actor(call: &Call) -> AuditActor {

@@ -20,5 +20,6 @@ pub async fn render(db: &Db, metrics: &Metrics) -> String {
         }
         Err(_) => tracing::warn!("the database's statistics cannot be read: it does not answer within 2 s"),
     }
+    metrics.statements.set(&bibd_catalog::statement_counts());
     metrics.render()
 }

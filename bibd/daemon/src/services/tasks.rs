@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bibd_audit::CheckpointFile;
+use bibd_audit::{CheckpointFile, Outcome};
 use bibd_catalog::node;
 use serde_json::json;
 
@@ -32,6 +32,7 @@ const ANSWER_SECONDS: i64 = 24 * 60 * 60;
 /// When the audit log cannot be taken up.
 pub async fn start(foundation: &Foundation, base: &Base) -> Result<(), Box<dyn Error + Send + Sync>> {
     sequencer(foundation, base).await?;
+    write_migrations(foundation, base).await?;
     let (uses, for_uses) = (Arc::clone(&foundation.superuser_uses), base.clone());
     foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "superuser-uses", move |stop| {
         let (uses, base) = (Arc::clone(&uses), for_uses.clone());
@@ -79,6 +80,17 @@ async fn sequencer(foundation: &Foundation, base: &Base) -> Result<(), Box<dyn E
         }
     });
     Ok(())
+}
+
+/// A change of the schema is an entry.
+async fn write_migrations(foundation: &Foundation, base: &Base) -> Result<(), ServiceError> {
+    let migrated = &foundation.migrated;
+    let (Some(first), Some(last)) = (migrated.first(), migrated.last()) else { return Ok(()) };
+    let call = base.internal_call("postgres");
+    let names: Vec<&str> = migrated.iter().map(|applied| applied.name).collect();
+    let details = json!({ "from": first.version - 1, "migrations": names });
+    let act = Act::new("database.migrate", format!("schema:{}", last.version), details);
+    base.journal.record(&base.db, &call, act, Outcome::Ok).await.map(|_| ())
 }
 
 /// Each use of the database's superuser is an entry.

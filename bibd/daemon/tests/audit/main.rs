@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod node;
+mod retention;
 mod tampers;
 
 use std::collections::HashMap;

@@ -7,6 +7,7 @@ use bib_client::{Client, pb};
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 
+use super::alerts;
 use crate::commands::done::Done;
 use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
@@ -36,6 +37,11 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Where sealed entries are sent (`audit.export`), and how far each place has come
+    Sinks,
+    /// Rules over the log: which there are, and what they would have found
+    #[command(subcommand)]
+    Alerts(alerts::Command),
     /// Erases the details of an entry; the entry, its place and the erasure stay
     Erase {
         /// The entry's id
@@ -85,6 +91,15 @@ record! {
 }
 
 record! {
+    /// A place that sealed entries are sent to. `seq` is the last entry that it has.
+    SinkRow {
+        name: String = Text listed, kind: String = Text listed, target: String = Text listed, epoch: u64 = Text listed,
+        seq: u64 = Text listed, behind: u64 = Text listed, sent: u64 = Text, errors: u64 = Text,
+        trouble: String = Lines listed, hint: String = Lines,
+    }
+}
+
+record! {
     /// What a verification found.
     VerdictRow {
         verdict: String = Text, entries: u64 = Text, first_bad: Option<u64> = Text, first_bad_epoch: Option<u64> = Text,
@@ -109,6 +124,14 @@ impl Command {
                 context.output.flush()
             }
             Self::Export { out } => export(context, &client, out).await,
+            Self::Sinks => {
+                let mut list = context.output.list();
+                for sink in client.admin().audit_sinks().await? {
+                    list.push(&SinkRow::from(sink))?;
+                }
+                list.finish("no sinks: `audit.export` of the node's configuration names them").map(|_| ())
+            }
+            Self::Alerts(command) => command.run(context, &client).await,
             Self::Erase { entry, reason } => {
                 context.asker.confirm(&format!("erase the details of entry {entry}? this cannot be taken back"))?;
                 client.admin().erase_audit(&entry, &reason).await?;
@@ -231,6 +254,13 @@ impl From<pb::AuditEntry> for EntryRow {
             head: entry.head,
             details: entry.details_json,
         }
+    }
+}
+
+impl From<pb::AuditSink> for SinkRow {
+    fn from(sink: pb::AuditSink) -> Self {
+        let pb::AuditSink { name, kind, target, epoch, seq, behind, sent, errors, trouble, hint } = sink;
+        Self { name, kind, target, epoch, seq, behind, sent, errors, trouble, hint }
     }
 }
 

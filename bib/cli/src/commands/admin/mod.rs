@@ -1,5 +1,6 @@
 //! `bib admin`: running the node. For admins.
 
+mod alerts;
 mod audit;
 mod backup;
 mod break_glass;
@@ -14,7 +15,8 @@ mod storage;
 #[cfg(test)]
 pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
-    pub(crate) use super::audit::{EntryRow, VerdictRow};
+    pub(crate) use super::alerts::{AlertRow, AlertRuleRow};
+    pub(crate) use super::audit::{EntryRow, SinkRow, VerdictRow};
     pub(crate) use super::backup::{BackupRow, CheckedRow};
     pub(crate) use super::break_glass::{GlassSessionRow, GlassStatusRow, GrantRow};
     pub(crate) use super::config::ConfigRow;

@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::grpc::page::Page;
 use crate::services::ServiceError;
 use crate::services::audit::{AuditService, Verification};
+use crate::services::export_board::SinkState;
 use crate::services::journal::Sealed;
 
 /// Entries from the past that a tail may begin with.
@@ -220,6 +221,23 @@ fn verdict(verification: Verification, duration_ms: u64) -> VerifyAuditResponse 
         answer.tamper_class = tamper.class.to_string();
     }
     answer
+}
+
+/// How a sink is.
+pub(super) fn sink(state: SinkState) -> pb::AuditSink {
+    let trouble = state.trouble().unwrap_or_default();
+    pb::AuditSink {
+        epoch: state.place.epoch,
+        seq: state.place.seq,
+        behind: state.behind,
+        sent: state.sent,
+        errors: state.errors,
+        hint: state.failing.and_then(|failing| failing.hint).unwrap_or_default().to_owned(),
+        trouble,
+        name: state.name,
+        kind: state.kind.to_owned(),
+        target: state.target,
+    }
 }
 
 /// The whole log, a buffer at a time.

@@ -1,5 +1,6 @@
 //! AdminService: running the node. Each call asks the policy in its use case.
 
+mod alerts;
 mod audit;
 mod backup;
 mod database;
@@ -22,12 +23,14 @@ use crate::actor::Call;
 use crate::clock::Clock;
 use crate::logging::Logs;
 use crate::services::ServiceError;
+use crate::services::alerts::AlertUseCases;
 use crate::services::audit::AuditService;
 use crate::services::backup::BackupUseCases;
 use crate::services::base::allow_node;
 use crate::services::collector::CollectorUseCases;
 use crate::services::configuration::Configuration;
 use crate::services::database_audit::DatabaseAudit;
+use crate::services::export_board::ExportBoard;
 use crate::services::journal::Journal;
 use crate::services::moving::Moving;
 use crate::services::node_info::NodeUseCases;
@@ -44,6 +47,10 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 pub struct AdminParts {
     /// The audit log.
     pub audit: AuditService,
+    /// How its sinks are.
+    pub sinks: ExportBoard,
+    /// Rules over it.
+    pub alerts: AlertUseCases,
     /// Tells what is sealed.
     pub journal: Journal,
     /// The configuration.
@@ -197,6 +204,35 @@ impl AdminService for AdminHandler {
         let call = call_of(&request)?;
         allow_node(&call, Verb::AuditRead)?;
         Ok(Response::new(audit::export(self.parts.audit.clone(), call)))
+    }
+
+    async fn list_audit_sinks(
+        &self,
+        request: Request<pb::ListAuditSinksRequest>,
+    ) -> Result<Response<pb::ListAuditSinksResponse>, Status> {
+        allow_node(&call_of(&request)?, Verb::AuditRead)?;
+        let sinks = self.parts.sinks.list().into_iter().map(audit::sink).collect();
+        Ok(Response::new(pb::ListAuditSinksResponse { sinks }))
+    }
+
+    async fn list_alert_rules(
+        &self,
+        request: Request<pb::ListAlertRulesRequest>,
+    ) -> Result<Response<pb::ListAlertRulesResponse>, Status> {
+        let rules = self.parts.alerts.list(&call_of(&request)?)?;
+        let rules = rules.into_iter().map(alerts::rule).collect();
+        Ok(Response::new(pb::ListAlertRulesResponse { rules }))
+    }
+
+    type TestAlertRuleStream = Streamed<pb::TestAlertRuleResponse>;
+
+    async fn test_alert_rule(
+        &self,
+        request: Request<pb::TestAlertRuleRequest>,
+    ) -> Result<Response<Self::TestAlertRuleStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::AuditRead)?;
+        Ok(Response::new(alerts::test(self.parts.alerts.clone(), call, request.into_inner())?))
     }
 
     async fn erase_audit(

@@ -54,10 +54,12 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if methods::is_untimed(request.uri().path()) {
-            return Box::pin(self.inner.call(request));
+        let is_untimed = methods::is_untimed(request.uri().path());
+        // Around the handler alone: its statements are its act's.
+        let (limit, answer) = (self.limit, bibd_catalog::with_ledger(self.inner.call(request)));
+        if is_untimed {
+            return Box::pin(answer);
         }
-        let (limit, answer) = (self.limit, self.inner.call(request));
         Box::pin(async move {
             match tokio::time::timeout(limit, answer).await {
                 Ok(answer) => answer,

@@ -37,7 +37,7 @@ use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::health::{Condition, HealthBoard};
 use crate::secrets::Secrets;
-use crate::services::recovery;
+use crate::services::{recovery, retention};
 
 /// How the names of directories begin in which a backup is verified.
 const SCRATCH: &str = "verify-";
@@ -91,6 +91,7 @@ impl BackupUseCases {
         let sources = state::Sources {
             data: foundation.data.root().to_owned(),
             checkpoints: places.checkpoints.clone(),
+            audit_archive: retention::archive_directory(foundation),
             configuration: foundation.loaded.file.clone(),
         };
         const WAITING: (&str, &str) = ("bibd_backup_log_waiting_bytes", "Log that PostgreSQL could not archive yet.");
@@ -314,6 +315,21 @@ impl BackupUseCases {
             Ok(names.map(|(id, is_complete)| describe(&store, &peer, id, is_complete)).collect())
         });
         listed.await
+    }
+
+    /// Whether this node has a store of backups.
+    #[must_use]
+    pub fn has_store(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// When the newest backup that can be restored was begun: what of the node's files is older is in it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn newest_begun(&self) -> Result<Option<bib_core::Timestamp>, ServiceError> {
+        let complete = self.all().await?.into_iter().filter(|backup| backup.state == "complete");
+        Ok(complete.filter_map(|backup| Some(backup.manifest?.created)).max())
     }
 
     /// One backup.
