@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Chunk data stays a shared buffer from the socket to the disk.
         .bytes(".bib.v1")
+        // It holds a secret, and nothing may print it.
+        .skip_debug(["bib.v1.SetBackupCredentialsRequest"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -94,7 +94,7 @@ $$;
 REVOKE EXECUTE ON FUNCTION audit_detach_month(timestamptz), audit_drop_month(timestamptz, uuid), audit_months() FROM PUBLIC;
 
 GRANT SELECT, INSERT, UPDATE ON audit_reader TO bibd_service;
-GRANT SELECT ON audit_reader TO bibd_audit, bibd_backup;
+GRANT SELECT ON audit_reader TO bibd_audit, bibd_backup, bibd_glass_read, bibd_glass_write;
 -- Not for the use cases' role: what reaches its log-in through a use case cannot make the log forget.
 GRANT EXECUTE ON FUNCTION audit_detach_month(timestamptz), audit_drop_month(timestamptz, uuid) TO bibd_seal;
 GRANT EXECUTE ON FUNCTION audit_months() TO bibd_seal, bibd_audit;

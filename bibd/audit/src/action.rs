@@ -23,6 +23,7 @@ pub const SENSITIVE: &[&str] = &[
     "audit.detach",
     "audit.epoch",
     "audit.erase",
+    "backup.credentials",
     "backup.delete",
     "break_glass.enable",
     "break_glass.end",

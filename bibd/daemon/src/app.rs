@@ -310,7 +310,7 @@ impl Daemon {
             health,
             started,
         };
-        match Self::serve(foundation.clone(), bound).await {
+        match Box::pin(Self::serve(foundation.clone(), bound)).await {
             Ok(daemon) => Ok(daemon),
             Err(error) => {
                 stop_all(&foundation, Duration::ZERO).await;
@@ -321,7 +321,7 @@ impl Daemon {
 
     /// Services, background tasks, listeners, ready file.
     async fn serve(foundation: Foundation, bound: Bound) -> Result<Self, StartError> {
-        let edge = Edge::build(&foundation).await.map_err(StartError::Services)?;
+        let edge = Box::pin(Edge::build(&foundation)).await.map_err(StartError::Services)?;
         background(&foundation);
 
         let (reporter, standard_health) = tonic_health::server::health_reporter();

@@ -14,7 +14,7 @@ use bibd_postgres::{Choice, ManagedPostgres, Stop, Wanted};
 
 use crate::clock::Entropy;
 use crate::config::places::Home;
-use crate::config::{Config, Places};
+use crate::config::{Config, Places, StoreLocation};
 use crate::data_dir::{DataDir, DataDirError, REMOVING};
 use crate::errors::ErrorCode;
 use crate::foundation;
@@ -144,7 +144,11 @@ impl Cleanup {
         parts.sort_by(|one, other| one.path.cmp(&other.path));
         let outside = |path: &PathBuf| !path.starts_with(&root) && path.exists();
         let checkpoints = Some(places.checkpoints.clone());
-        let stays = [file.map(Path::to_owned), config.backup.store.clone(), checkpoints].into_iter().flatten();
+        let store = match &config.backup.store {
+            Some(StoreLocation::Directory(path)) => Some(path.clone()),
+            _ => None,
+        };
+        let stays = [file.map(Path::to_owned), store, checkpoints].into_iter().flatten();
         Ok(Self {
             provisioner: postgres.as_ref().map(|postgres| postgres.choice()),
             stays: stays.filter(outside).collect(),

@@ -266,7 +266,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             if report.is_healthy() { Ok(()) } else { Err(Failure::Doctor) }
         }
         Command::Restore(args) => {
-            let config = load(&cli.common, &home)?.config;
+            let config = load_with(&cli.common, &home, args.flags())?.config;
             let text = in_runtime(args.run(config, &home, failpoints()?))??;
             print(&text)
         }
@@ -314,6 +314,11 @@ fn config_dir(common: &Common, home: &Home) -> PathBuf {
 }
 
 fn load(common: &Common, home: &Home) -> Result<Loaded, Failure> {
+    load_with(common, home, Vec::new())
+}
+
+/// With what else the command line says.
+fn load_with(common: &Common, home: &Home, mut flags: Vec<(&'static str, String)>) -> Result<Loaded, Failure> {
     let path = match &common.config {
         Some(path) => Some(path.clone()),
         None => find_config_file(&config_dir(common, home)).map_err(|error| Failure::Usage {
@@ -329,7 +334,6 @@ fn load(common: &Common, home: &Home) -> Result<Loaded, Failure> {
         }
         None => None,
     };
-    let mut flags = Vec::new();
     if let Some(data_dir) = &common.data_dir {
         let absolute = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone());
         flags.push(("data_dir", absolute.display().to_string()));

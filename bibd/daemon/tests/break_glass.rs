@@ -99,7 +99,7 @@ async fn a_grant_is_asked_for_by_who_may_confirmed_with_a_named_key_and_for_what
 }
 
 #[tokio::test]
-async fn whatever_is_said_is_in_the_recording_and_in_the_log_however_it_is_hidden() {
+async fn b_aud_59_whatever_is_said_is_in_the_recording_and_in_the_log_however_it_is_hidden() {
     let Some(place) = Place::new().await else { return };
     let key = place.key("key");
     let node = Node::start(&place, &place.allowing(&key)).await;
@@ -187,7 +187,7 @@ async fn whatever_is_said_is_in_the_recording_and_in_the_log_however_it_is_hidde
 }
 
 #[tokio::test]
-async fn no_statement_inside_of_another_hides_by_its_form_or_its_length() {
+async fn b_aud_58_no_statement_inside_of_another_hides_by_its_form_or_its_length() {
     let Some(place) = Place::new().await else { return };
     let key = place.key("key");
     let node = Node::start(&place, &place.allowing(&key)).await;
@@ -220,7 +220,7 @@ async fn no_statement_inside_of_another_hides_by_its_form_or_its_length() {
 }
 
 #[tokio::test]
-async fn what_is_forbidden_stays_forbidden() {
+async fn b_aud_58_what_is_forbidden_stays_forbidden() {
     let Some(place) = Place::new().await else { return };
     let key = place.key("key");
     let node = Node::start(&place, &place.allowing(&key)).await;
@@ -452,7 +452,7 @@ async fn ctrl_c_reaches_the_right_session() {
 }
 
 #[tokio::test]
-async fn whoever_ends_it_everybody_is_out_and_the_report_says_what_is_not_as_it_was() {
+async fn b_aud_58_whoever_ends_it_everybody_is_out_and_the_report_says_what_is_not_as_it_was() {
     let Some(place) = Place::new().await else { return };
     let key = place.key("key");
     let node = Node::start(&place, &place.allowing(&key)).await;

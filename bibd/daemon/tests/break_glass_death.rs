@@ -148,7 +148,7 @@ async fn a_daemon_that_is_killed_at_any_step_of_a_grant_leaves_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_that_is_killed_in_a_session_cuts_it_when_it_is_back() {
+async fn b_aud_57_a_daemon_that_is_killed_in_a_session_cuts_it_when_it_is_back() {
     let place = configured();
     let mut node = place.start().await;
     let home = place.dir.join("client");

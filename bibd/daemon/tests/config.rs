@@ -195,3 +195,29 @@ fn a_sink_that_cannot_work_is_refused_with_its_line_and_the_fix() {
     let twice = "[[audit.export]]\nname = \"f\"\n[audit.export.to.file]\npath = \"/a/b\"\n[[audit.export]]\nname = \"f\"\n[audit.export.to.file]\npath = \"/a/c\"\n";
     assert_eq!(problem(&toml(twice)).1, Some(5));
 }
+
+#[test]
+fn a_store_in_a_bucket_is_described_beside_it_and_holds_no_secret() {
+    let text = "backup:\n  store: s3://lab-backups/bib\n  s3:\n    endpoint: https://s3.example.org:9000\n    part_size: 64MiB\n";
+    let loaded = good(&yaml(text));
+    let store = loaded.config.backup.store.as_ref().unwrap();
+    assert_eq!(store.to_string(), "s3://lab-backups/bib");
+    assert_eq!(loaded.config.backup.s3.part_size.0, 64 << 20);
+    assert_eq!(good(&yaml("backup:\n  store: /mnt/b\n")).config.backup.store.unwrap().to_string(), "/mnt/b");
+    for (line, key, word) in [
+        ("store: backups", "backup.store", "absolute path or s3://bucket/prefix"),
+        ("store: gs://bucket", "backup.store", "is not a store such as"),
+        ("store: s3://Bucket", "backup.store", "is not a store such as"),
+        ("s3: {endpoint: 'http://s3.example.org'}", "backup.s3.endpoint", "in clear"),
+        ("s3: {endpoint: 'https://id:word@s3.example.org'}", "backup.s3.endpoint", "without a user"),
+        ("s3: {endpoint: 'https://s3.example.org/bucket'}", "backup.s3.endpoint", "must end with the host"),
+        ("s3: {region: 'eu central'}", "backup.s3.region", "must be a word"),
+        ("s3: {timeout: 0s}", "backup.s3.timeout", "1s to 10m"),
+        ("s3: {part_size: 1MiB}", "backup.s3.part_size", "5MiB to 1GiB"),
+        ("s3: {credentials_file: key}", "backup.s3.credentials_file", "absolute path"),
+        ("s3: {secret_access_key: hush}", "backup.s3.secret_access_key", "not known"),
+    ] {
+        let (found, _, message, _) = problem(&yaml(&format!("backup:\n  {line}\n")));
+        assert!(found == key && message.contains(word) && !message.contains("hush"), "{line}: {found}: {message}");
+    }
+}

@@ -38,8 +38,8 @@ fn secret(place: &Place) -> PathBuf {
 fn elastic(collector: &Collector, token: &Path) -> String {
     format!(
         "{{name: elastic, timeout: 2s, max_pause: 1s, batch_bytes: 32KiB, \
-         to: {{elastic: {{url: 'http://{}', login: {{api_key: {{file: '{}'}}}}}}}}}}",
-        collector.address,
+         to: {{elastic: {{{}, login: {{api_key: {{file: '{}'}}}}}}}}}}",
+        collector.place(),
         token.display()
     )
 }
@@ -47,8 +47,8 @@ fn elastic(collector: &Collector, token: &Path) -> String {
 fn splunk(collector: &Collector, token: &Path) -> String {
     format!(
         "{{name: splunk, timeout: 2s, max_pause: 1s, batch_bytes: 32KiB, \
-         to: {{splunk: {{url: 'http://{}', token: {{file: '{}'}}}}}}}}",
-        collector.address,
+         to: {{splunk: {{{}, token: {{file: '{}'}}}}}}}}",
+        collector.place(),
         token.display()
     )
 }
@@ -172,7 +172,8 @@ async fn arrives(what: &str, taken: &Taken, upto: u64, acts: u32) {
 async fn b_aud_56_everything_arrives_in_order_over_kill_9_and_whatever_collectors_do() {
     let place = Place::new();
     let authority = Authority::new(&place.dir, "authority");
-    let (bulk, hec, receiver) = (Collector::start().await, Collector::start().await, Receiver::start(&authority).await);
+    let (bulk, hec) = (Collector::start().await, Collector::start_tls(&authority).await);
+    let receiver = Receiver::start(&authority).await;
     let (token, path) = (secret(&place), place.dir.join("audit.jsonl"));
     configure(&place, &[elastic(&bulk, &token), splunk(&hec, &token), syslog(&receiver, &authority), file(&path)]);
     let mut node = place.start().await;

@@ -13,7 +13,7 @@
 mod faults;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bib_client::Client;
 use faults::publisher::{Publisher, audit_is_ok};
@@ -69,7 +69,13 @@ async fn killed_at_each_step_of_a_publish_nothing_acknowledged_is_lost() {
         let (calls, kill) = (format!("trace={step}"), format!("inject={step}:signal=SIGKILL:when={nth}"));
         let Some(tracer) = Tracer::attach(&node, &trace, &["-e", &calls, "-e", &kill]) else { return };
         let outcome = publisher.publish(&client).await;
-        let survived = node.child.try_wait().unwrap().is_none();
+        // Its connections break a moment before it is gone.
+        let end = Instant::now() + Duration::from_secs(if outcome.is_ok() { 0 } else { 10 });
+        let mut survived = node.child.try_wait().unwrap().is_none();
+        while survived && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            survived = node.child.try_wait().unwrap().is_none();
+        }
         drop(tracer);
         eprintln!("{what}: {}", if survived { "it never came to that" } else { "dead" });
         kills += u32::from(!survived);

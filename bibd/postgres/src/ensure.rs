@@ -244,7 +244,16 @@ pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error>
     let mut transaction = connection.begin().await.map_err(Error::sql(WHAT))?;
     sql.run(&mut transaction, WHAT).await?;
     transaction.commit().await.map_err(Error::sql(WHAT))?;
-    drop_public(connection).await
+    drop_public(&mut *connection).await?;
+    wake_checkpointer(connection).await
+}
+
+/// A checkpointer that was started while the server recovered sleeps until its next checkpoint and minds
+/// `archive_timeout` only from then on: for a quarter of an hour nothing that was written would leave the node. The
+/// signal of a reload wakes it.
+async fn wake_checkpointer(connection: &mut PgConnection) -> Result<(), Error> {
+    let woken = sqlx::query("SELECT pg_reload_conf()").execute(connection).await;
+    woken.map(drop).map_err(Error::sql("wake the checkpointer"))
 }
 
 /// Drops the schema `public` when nothing is in it. Kept, closed, when somebody put something there.

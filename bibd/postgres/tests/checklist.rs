@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bibd_postgres::checklist::{self, Expected, Facts, Finding, NOT_APPLICABLE, Status};
-use bibd_postgres::{GroupRole, Stop, binaries};
+use bibd_postgres::{GroupRole, Stop, Wal, binaries};
 use sqlx::{Connection as _, PgConnection};
 use support::{Ground, TestServer, machine_has_postgres, run, text, wait_for};
 
@@ -336,6 +336,29 @@ const RESTARTED: &[(&str, &str)] = &[
     ("C.4-41", "allow_system_table_mods = 'on'"),
     ("C.4-41", "ignore_invalid_pages = 'on'"),
 ];
+
+#[tokio::test]
+async fn names_an_archive_that_waits_too_long() {
+    if !machine_has_postgres().await {
+        return;
+    }
+    let mut server = TestServer::on(Ground::Process);
+    server.settings.wal = Wal::Archive { timeout_s: 60, max_files: 8, reserve_kb: 1024 };
+    server.another_daemon();
+    server.postgres.provision().await.unwrap();
+    server.postgres.start().await.unwrap();
+    server.database.ensure_roles().await.unwrap();
+    let archive = async || {
+        let findings = audit(&server, &Expected::default()).await;
+        findings.into_iter().find(|finding| finding.item == "C.4-38").unwrap()
+    };
+    assert_eq!(archive().await.status, Status::Pass);
+    append(&server.layout().data.join("postgresql.conf"), "archive_timeout = 61");
+    run(&mut server.attacker().await, "SELECT pg_reload_conf()").await.unwrap();
+    wait_for("the change is seen", Duration::from_secs(5), async || archive().await.status == Status::Fail).await;
+    assert!(archive().await.observed.contains("archive_timeout"), "{:?}", archive().await);
+    server.postgres.stop(Stop::Clean).await.unwrap();
+}
 
 #[tokio::test]
 async fn names_what_a_restart_breaks() {

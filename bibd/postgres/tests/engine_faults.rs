@@ -111,7 +111,8 @@ async fn auto_waits_for_no_image(ground: Ground) {
     let mut server = TestServer::on(ground);
     let pick = async |settings: &bibd_postgres::Settings| {
         let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(3));
-        in_time(choose(Wanted::Auto, settings.clone(), Arc::new(MemoryStore::default()), random)).await
+        let choosing = choose(Wanted::Auto, settings.clone(), Arc::new(MemoryStore::default()), random);
+        Box::pin(in_time(choosing)).await
     };
     assert_eq!(pick(&server.settings).await.unwrap().choice(), Choice::Container);
     // A registry that takes connections and says nothing: the worst network.

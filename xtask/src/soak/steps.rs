@@ -56,7 +56,8 @@ pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result
             let found = match work {
                 "rotate" => steps.rotation(&point),
                 "backup" => steps.backup(&point),
-                "glass" => steps.glass(&point, random.below(2) == 0),
+                // Each step in turn with a session and without one.
+                "glass" => steps.glass(&point, (round + round / names.len() as u64).is_multiple_of(2)),
                 _ => steps.restore(&point),
             };
             let took = began.elapsed().as_secs_f64();

@@ -144,6 +144,10 @@ fn prints(command: &str) -> (Prints, &'static str) {
             ),
             "3 when no grant has ended.",
         ),
+        "admin backup credentials set" => (
+            one::<admin::CredentialsRow>(),
+            "1 when the store does not take them, 2 when they are none, 6 when the node's store needs none.",
+        ),
         "admin config list" => (many::<admin::ConfigRow>(), ""),
         "admin config get" | "admin config set" => (one::<admin::ConfigRow>(), "3 for an unknown key."),
         "admin db audit" => (many::<admin::FindingRow>(), "7 when an item fails."),

@@ -176,6 +176,12 @@ impl Admin {
         answer.map(|_| ())
     }
 
+    /// Seals the credentials of the node's S3-compatible store, as they stand in `~/.aws/credentials`.
+    pub async fn set_backup_credentials(&self, credentials: &str) -> Result<pb::SetBackupCredentialsResponse> {
+        let message = pb::SetBackupCredentialsRequest { credentials: credentials.to_owned() };
+        call!(self, No, AdminServiceClient, set_backup_credentials, message)
+    }
+
     /// Stops the node, giving running calls this many seconds; 0 means 30.
     pub async fn shutdown(&self, drain_seconds: u32) -> Result<()> {
         let message = pb::ShutdownRequest { drain_seconds };

@@ -186,9 +186,12 @@ pub fn verify<'b, T: DeserializeOwned>(
 /// The object of this name, as far as a document may be long; `None` when there is none.
 fn read(store: &Store, key: &str) -> Result<Option<Vec<u8>>, BackupError> {
     use std::io::Read as _;
-    let Some(file) = store.open(key)? else { return Ok(None) };
+    let Some(object) = store.open(key)? else { return Ok(None) };
     let mut bytes = Vec::new();
-    file.take(MAX_DOCUMENT_BYTES as u64).read_to_end(&mut bytes).map_err(BackupError::io("read", store.root()))?;
+    object
+        .take(MAX_DOCUMENT_BYTES as u64)
+        .read_to_end(&mut bytes)
+        .map_err(BackupError::io("read", &store.place(key)))?;
     Ok(Some(bytes))
 }
 
@@ -220,10 +223,7 @@ impl Manifest {
     /// When the store cannot be read.
     pub fn names(store: &Store) -> Result<Vec<(String, bool)>, BackupError> {
         let names = store.list("base/")?.into_iter().filter(|name| is_id(name));
-        names
-            .map(|name| Ok((store.open(&manifest_key(&name))?.is_some(), name)))
-            .map(|one| one.map(|(a, b)| (b, a)))
-            .collect()
+        names.map(|name| store.has(&manifest_key(&name)).map(|is_complete| (name, is_complete))).collect()
     }
 
     /// The sum of its objects, bytes.

@@ -7,7 +7,9 @@ use bib_identity::file::FileError;
 use bib_identity::recovery::RecoveryError;
 use bib_identity::sealed::SealError;
 
+use super::store::said_by_store;
 use crate::errors::ErrorCode;
+use crate::s3::{KeyError, OpenError, S3Error};
 
 /// What opens backups.
 const KEY: &str = "it is the file of `bib admin recovery export --out`, or identity/node_key of the node";
@@ -100,6 +102,21 @@ pub enum BackupError {
         #[source]
         source: std::io::Error,
     },
+    /// A store on a network.
+    #[error(transparent)]
+    S3(#[from] S3Error),
+    /// The settings of such a store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What should be credentials of such a store.
+    #[error("these are no credentials of a store")]
+    Credentials(#[from] KeyError),
+    /// The file given with `--s3-credentials` cannot be read.
+    #[error("read the credentials")]
+    CredentialsFile(#[source] FileError),
+    /// The node's store needs none.
+    #[error("this node's store is no bucket with sealed credentials")]
+    NoCredentialsWanted,
     /// A part of the daemon that the restore needs.
     #[error("look into the restored database")]
     Examine(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -112,21 +129,37 @@ impl BackupError {
     /// An [`BackupError::Io`] maker.
     pub fn io(act: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { act, path, source }
+        move |source| Self::of_io(act, path, source)
+    }
+
+    /// What happened to a file, or to an object of a store on a network that was written or read like one.
+    pub fn of_io(act: &'static str, path: PathBuf, source: std::io::Error) -> Self {
+        said_by_store(&source).map_or(Self::Io { act, path, source }, Self::S3)
+    }
+
+    /// What is wrong with an object whose bytes could not be understood, unless it was the store that failed.
+    pub fn damaged(object: &str, error: &std::io::Error) -> Self {
+        let damaged = || Self::Damaged { object: object.to_owned(), problem: error.to_string() };
+        said_by_store(error).map_or_else(damaged, Self::S3)
     }
 
     /// The stable code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoStore | Self::NoRecoveryKey | Self::NotReachable { .. } | Self::NotEmpty(_) => {
-                ErrorCode::UNMET_CONDITION
-            }
+            Self::NoStore
+            | Self::NoRecoveryKey
+            | Self::NotReachable { .. }
+            | Self::NotEmpty(_)
+            | Self::NoCredentialsWanted => ErrorCode::UNMET_CONDITION,
+            Self::Credentials(_) => ErrorCode::INVALID,
             Self::Busy => ErrorCode::BUSY,
             Self::NotFound(_) | Self::NothingFits { .. } => ErrorCode::NOT_FOUND,
             Self::Damaged { .. } | Self::NotSigned { .. } | Self::Differs(_) => ErrorCode::INTEGRITY,
             Self::Sealed { .. } | Self::Key(_) | Self::Identity { .. } => ErrorCode::IDENTITY_UNUSABLE,
-            Self::Postgres(_) | Self::Io { .. } => ErrorCode::BACKUP_FAILED,
+            Self::Postgres(_) | Self::Io { .. } | Self::S3(_) | Self::Open(_) | Self::CredentialsFile(_) => {
+                ErrorCode::BACKUP_FAILED
+            }
             Self::Examine(_) | Self::Broken => ErrorCode::INTERNAL,
         }
     }
@@ -135,7 +168,9 @@ impl BackupError {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Self::NoStore => "set `backup.store` to a directory on another disk, and start bibd again".to_owned(),
+            Self::NoStore => {
+                "set `backup.store` to a directory on another disk or a bucket, and start bibd again".to_owned()
+            }
             Self::NoRecoveryKey => {
                 "make one and keep its sheet away from the node: bib admin recovery export".to_owned()
             }
@@ -149,7 +184,9 @@ impl BackupError {
             Self::Sealed { source, .. } => {
                 source.hint().unwrap_or("give the recovery sheet: --identity FILE").to_owned()
             }
-            Self::Key(FileError::TooOpen { path, .. }) => format!("chmod 600 {}", path.display()),
+            Self::Key(FileError::TooOpen { path, .. }) | Self::CredentialsFile(FileError::TooOpen { path, .. }) => {
+                format!("chmod 600 {}", path.display())
+            }
             Self::Key(_) => KEY.to_owned(),
             Self::Identity { source, .. } => source.as_ref().and_then(RecoveryError::hint).unwrap_or(KEY).to_owned(),
             Self::NotEmpty(_) => "name a directory that does not exist yet: --to DIR".to_owned(),
@@ -160,6 +197,15 @@ impl BackupError {
                     .to_owned()
             }
             Self::Io { .. } => "see that the directory is there, mounted and writable".to_owned(),
+            Self::S3(error) => error.problem.hint().to_owned(),
+            Self::Open(_) => "correct it in the configuration".to_owned(),
+            Self::Credentials(_) | Self::CredentialsFile(_) => {
+                "give two lines, aws_access_key_id=… and aws_secret_access_key=…, as in ~/.aws/credentials".to_owned()
+            }
+            Self::NoCredentialsWanted => {
+                "set `backup.store` to s3://bucket/prefix, without `backup.s3.credentials_file`, and start bibd again"
+                    .to_owned()
+            }
             Self::Examine(_) | Self::Broken => "the daemon's log has the cause".to_owned(),
         }
     }

@@ -112,11 +112,11 @@ impl Chain {
     /// A piece with its checked head; the bytes are still sealed. `None` when there is none.
     fn read(&self, store: &Store, name: &str) -> Result<Option<(Head, Vec<u8>)>, BackupError> {
         let key = key_of(self.epoch, name);
-        let Some(file) = store.open(&key)? else { return Ok(None) };
+        let Some(object) = store.open(&key)? else { return Ok(None) };
         let damaged = |problem: &str| BackupError::Damaged { object: key.clone(), problem: problem.to_owned() };
         let mut bytes = Vec::new();
         let limit = MAX_PIECE_BYTES + MAX_DOCUMENT_BYTES as u64;
-        file.take(limit).read_to_end(&mut bytes).map_err(BackupError::io("read", &store.root().join(&key)))?;
+        object.take(limit).read_to_end(&mut bytes).map_err(BackupError::io("read", &store.place(&key)))?;
         let (head, sealed): (Head, _) = verify(&bytes, &self.node, &key)?;
         if head.format != HEAD_FORMAT || head.name != name || head.node != self.node || head.epoch != self.epoch {
             return Err(damaged("its head is another piece's"));
@@ -190,6 +190,7 @@ pub fn prune(store: &Store, kept: &[Manifest]) -> Result<(), BackupError> {
     for epoch in store.list("wal")? {
         let of_epoch = kept.iter().filter(|manifest| manifest.epoch.to_string() == epoch);
         let needed = of_epoch.filter_map(|manifest| Segment::at(manifest.timeline, &manifest.start_lsn)).min();
+        let mut older = Vec::new();
         for name in store.list(&format!("wal/{epoch}"))? {
             let base = name.split('.').next().unwrap_or_default();
             let is_older = match (Segment::parse(base), needed) {
@@ -199,9 +200,10 @@ pub fn prune(store: &Store, kept: &[Manifest]) -> Result<(), BackupError> {
                 (None, Some(_)) => false,
             };
             if is_older {
-                store.delete(&format!("wal/{epoch}/{name}"))?;
+                older.push(format!("wal/{epoch}/{name}"));
             }
         }
+        store.delete(&older)?;
     }
     Ok(())
 }

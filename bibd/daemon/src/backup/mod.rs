@@ -1,6 +1,6 @@
 //! Backups: what is in a store, how it is sealed, signed and checked, and how a node is made of it again.
 //!
-//! A store is a directory with one part for each node, by its peer id:
+//! A store is a directory, or a part of a bucket, with one part for each node, by its peer id:
 //!
 //! ```text
 //! base/<id>/state.tar.zst.age   identity, certificates, secrets, configuration, checkpoints, archives of the audit log

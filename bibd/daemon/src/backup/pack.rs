@@ -1,7 +1,7 @@
 //! Packing and unpacking: tar, zstd, age, and the hash of what lies in the store.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,8 +70,8 @@ pub fn seal(
     watched: &AtomicU64,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(Draft, Object), BackupError> {
-    let target = draft.target().to_owned();
-    let failed = |source| BackupError::Io { act: "write", path: target.clone(), source };
+    let target = draft.target();
+    let failed = |source| BackupError::of_io("write", target.clone(), source);
     let metered = Metered { inner: BufWriter::with_capacity(BUFFER_BYTES, draft), hasher: Hasher::new(), bytes: 0 };
     let sealing = SealingWriter::new(metered, recipients)
         .map_err(|source| BackupError::Sealed { object: target.display().to_string(), source })?;
@@ -91,10 +91,10 @@ pub fn seal(
 /// [`BackupError::Damaged`] naming it.
 pub fn check(store: &Store, key: &str, expected: &Object) -> Result<(), BackupError> {
     let damaged = |problem: String| BackupError::Damaged { object: key.to_owned(), problem };
-    let mut file = store.open(key)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+    let mut object = store.open(key)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
     let (mut hasher, mut bytes, mut buffer) = (Hasher::new(), 0, vec![0; BUFFER_BYTES]);
     loop {
-        let read = file.read(&mut buffer).map_err(BackupError::io("read", &store.root().join(key)))?;
+        let read = object.read(&mut buffer).map_err(BackupError::io("read", &store.place(key)))?;
         if read == 0 {
             break;
         }
@@ -116,8 +116,11 @@ pub fn check(store: &Store, key: &str, expected: &Object) -> Result<(), BackupEr
 /// When it is missing, sealed to other keys, or damaged.
 pub fn open(store: &Store, key: &str, opener: &Opener) -> Result<impl Read + use<>, BackupError> {
     let missing = || BackupError::Damaged { object: key.to_owned(), problem: "it is missing".to_owned() };
-    let file = store.open(key)?.ok_or_else(missing)?;
-    opened(file, key, opener)
+    let object = store.open(key)?.ok_or_else(missing)?;
+    let mut object = BufReader::with_capacity(BUFFER_BYTES, object);
+    // The store's own failure first: what cannot be read is not damaged.
+    object.fill_buf().map_err(BackupError::io("read", &store.place(key)))?;
+    opened(object, key, opener)
 }
 
 /// Opens sealed bytes.
@@ -127,8 +130,7 @@ pub fn open(store: &Store, key: &str, opener: &Opener) -> Result<impl Read + use
 pub fn opened<R: Read>(from: R, key: &str, opener: &Opener) -> Result<impl Read + use<R>, BackupError> {
     let sealed = |source: SealError| BackupError::Sealed { object: key.to_owned(), source };
     let plain = opener.open(from).map_err(sealed)?;
-    zstd::Decoder::new(plain)
-        .map_err(|error| BackupError::Damaged { object: key.to_owned(), problem: error.to_string() })
+    zstd::Decoder::new(plain).map_err(|error| BackupError::damaged(key, &error))
 }
 
 /// Unpacks a tar of plain files and directories into a directory that exists. Nothing is written outside it, over
@@ -139,9 +141,9 @@ pub fn opened<R: Read>(from: R, key: &str, opener: &Opener) -> Result<impl Read 
 pub fn unpack(from: impl Read, into: &Path, key: &str) -> Result<(), BackupError> {
     let damaged = |problem: String| BackupError::Damaged { object: key.to_owned(), problem };
     let mut archive = tar::Archive::new(from);
-    let entries = archive.entries().map_err(|error| damaged(error.to_string()))?;
+    let entries = archive.entries().map_err(|error| BackupError::damaged(key, &error))?;
     for entry in entries {
-        let mut entry = entry.map_err(|error| damaged(error.to_string()))?;
+        let mut entry = entry.map_err(|error| BackupError::damaged(key, &error))?;
         let path = entry.path().map_err(|error| damaged(error.to_string()))?.into_owned();
         let plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         if !plain {

@@ -18,12 +18,13 @@ use super::document::Manifest;
 use super::error::BackupError;
 use super::landing::{Examined, Landing, stop_leftover};
 use super::log::Chain;
-use super::state;
 use super::store::{Store, sync_dir};
+use super::{blocking, state};
 use crate::clock::Entropy;
-use crate::config::Config;
+use crate::config::{Config, StoreLocation};
 use crate::data_dir::RESTORING;
 use crate::foundation;
+use crate::s3::Keys;
 
 /// What a restored node tells its audit log at its first start.
 pub const RESTORED: &str = "RESTORED.json";
@@ -41,11 +42,45 @@ pub enum Choice {
     Time(Timestamp),
 }
 
+impl Choice {
+    /// Which backup, with which log, up to where.
+    fn look(&self, store: &Store, node: &PeerId) -> Result<(Manifest, Option<Chain>, Target), BackupError> {
+        let nothing = |wanted: String| BackupError::NothingFits { store: store.place(""), wanted };
+        if let Choice::Backup(id) = self {
+            return Ok((Manifest::load(store, node, id)?, None, Target::Consistent));
+        }
+        let names = Manifest::names(store)?.into_iter().rev().filter(|(_, is_complete)| *is_complete);
+        for (name, _) in names {
+            let manifest = Manifest::load(store, node, &name)?;
+            let Choice::Time(time) = self else {
+                let chain = Chain::find(store, &manifest)?;
+                if let Some(name) = chain.missing {
+                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: Some(name) });
+                }
+                return Ok((manifest, Some(chain), Target::Latest));
+            };
+            if manifest.finished <= *time {
+                let chain = Chain::find(store, &manifest)?;
+                if *time > chain.reachable {
+                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: chain.missing });
+                }
+                return Ok((manifest, Some(chain), Target::Time(time.to_string())));
+            }
+        }
+        Err(nothing(match self {
+            Choice::Time(time) => format!("from before {time}"),
+            _ => format!("of node {node}"),
+        }))
+    }
+}
+
 /// A restore.
 #[derive(Debug)]
 pub struct Restore {
-    /// The directory of the store, as in `backup.store`.
-    pub from: PathBuf,
+    /// The store, as in `backup.store`.
+    pub from: StoreLocation,
+    /// What opens it when it is on a network.
+    pub keys: Keys,
     /// The data directory to make.
     pub to: PathBuf,
     /// How far to go.
@@ -117,8 +152,9 @@ impl Restore {
     /// [`BackupError`]; the target then bears the mark of an unfinished restore, or is as it was.
     pub async fn run(&self) -> Result<Restored, BackupError> {
         let (opener, node) = read_identity(&self.identity)?;
-        let store = Store::of(&self.from, &node);
-        let (manifest, chain, target) = self.choose(&store, &node)?;
+        let store = Store::of(&self.from, &self.config.backup.s3, self.keys.clone(), &node)?;
+        let (from, choice) = (store.clone(), self.choice.clone());
+        let (manifest, chain, target) = blocking(move || choice.look(&from, &node)).await?;
         let reachable = chain.as_ref().map_or(manifest.finished, |chain| chain.reachable);
         if self.dry_run {
             return Ok(Restored { manifest, reachable, epoch: None, examined: None, configuration: None });
@@ -140,40 +176,11 @@ impl Restore {
         if examined.verdict == "TAMPERED" {
             return Err(BackupError::Differs(format!("the audit log is not whole: {}", examined.explanation)));
         }
-        let epoch = take_epoch(&store, manifest.epoch)?;
+        let (before, word) = (manifest.epoch, self.entropy.bytes::<16>());
+        let epoch = blocking(move || take_epoch(&store, before, &hex::encode(word))).await?;
         self.settle(&manifest, epoch, examined.taken_over)?;
         let configuration = configuration_in(&self.to);
         Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration })
-    }
-
-    /// Which backup, with which log, up to where.
-    fn choose(&self, store: &Store, node: &PeerId) -> Result<(Manifest, Option<Chain>, Target), BackupError> {
-        let nothing = |wanted: String| BackupError::NothingFits { store: store.root().to_owned(), wanted };
-        if let Choice::Backup(id) = &self.choice {
-            return Ok((Manifest::load(store, node, id)?, None, Target::Consistent));
-        }
-        let names = Manifest::names(store)?.into_iter().rev().filter(|(_, is_complete)| *is_complete);
-        for (name, _) in names {
-            let manifest = Manifest::load(store, node, &name)?;
-            let Choice::Time(time) = &self.choice else {
-                let chain = Chain::find(store, &manifest)?;
-                if let Some(name) = chain.missing {
-                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: Some(name) });
-                }
-                return Ok((manifest, Some(chain), Target::Latest));
-            };
-            if manifest.finished <= *time {
-                let chain = Chain::find(store, &manifest)?;
-                if *time > chain.reachable {
-                    return Err(BackupError::NotReachable { reachable: chain.reachable, missing: chain.missing });
-                }
-                return Ok((manifest, Some(chain), Target::Time(time.to_string())));
-            }
-        }
-        Err(nothing(match &self.choice {
-            Choice::Time(time) => format!("from before {time}"),
-            _ => format!("of node {node}"),
-        }))
     }
 
     /// Makes the target and marks it. What an earlier restore left there goes, its server included.
@@ -202,7 +209,7 @@ impl Restore {
         }
         let mode = if self.is_root { 0o711 } else { 0o700 };
         fs::set_permissions(to, fs::Permissions::from_mode(mode)).map_err(BackupError::io("chmod", to))?;
-        let text = format!("a restore from {} is not finished\n", self.from.display());
+        let text = format!("a restore from {} is not finished\n", self.from);
         file::replace_private(&mark, text.as_bytes())
             .map_err(|error| BackupError::io("mark", &mark)(std::io::Error::other(error)))
     }
@@ -231,12 +238,12 @@ impl Restore {
 }
 
 /// A number above that of the backup which no other restore from this store has.
-fn take_epoch(store: &Store, before: u64) -> Result<u64, BackupError> {
+fn take_epoch(store: &Store, before: u64, word: &str) -> Result<u64, BackupError> {
     // A restored node that stored anything has its own number here: the restore took it first.
     let number = |name: String| name.parse::<u64>().ok();
     let taken = store.list("epoch")?.into_iter().filter_map(number).max();
     let mut epoch = taken.unwrap_or(0).max(before) + 1;
-    while !store.take(&format!("epoch/{epoch}"))? {
+    while !store.take(&format!("epoch/{epoch}"), word.as_bytes())? {
         epoch += 1;
     }
     Ok(epoch)

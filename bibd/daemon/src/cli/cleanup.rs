@@ -62,7 +62,8 @@ fn text(cleanup: &Cleanup) -> String {
     line("database", cleanup.provisioner.map_or("none", |choice| choice.name()).to_owned());
     for part in &cleanup.parts {
         let name = part.path.file_name().unwrap_or_default().to_string_lossy();
-        line("removes", format!("{name}: {} files, {} bytes", part.files, part.bytes));
+        let files = if part.files == 1 { "file" } else { "files" };
+        line("removes", format!("{name}: {} {files}, {} bytes", part.files, part.bytes));
     }
     for path in &cleanup.stays {
         line("stays", path.display().to_string());

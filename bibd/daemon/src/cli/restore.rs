@@ -1,24 +1,37 @@
 //! `bibd restore`: the command line of [`crate::backup::restore`].
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bib_core::Timestamp;
+use bib_identity::file;
 use bibd_postgres::Failpoints;
 
 use super::{Failure, Output};
+use crate::backup::BackupError;
 use crate::backup::restore::{Choice, Restore, Restored};
 use crate::clock::{Clock as _, Entropy, SystemClock};
-use crate::config::Config;
 use crate::config::places::Home;
+use crate::config::{Config, StoreLocation};
 use crate::data_dir;
+use crate::s3::{AccessKey, KeyError, Keys, MAX_TEXT_BYTES};
 
 /// What `bibd restore` is told.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The store: the directory that `backup.store` named.
+    /// The store, as `backup.store` named it: a directory, or s3://bucket/prefix.
     #[arg(long, value_name = "STORE")]
-    from: PathBuf,
+    from: StoreLocation,
+    /// A file 0600 with the credentials of an s3:// store, as in ~/.aws/credentials [default: those in the environment:
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN].
+    #[arg(long, value_name = "FILE")]
+    s3_credentials: Option<PathBuf>,
+    /// The URL of the API of an s3:// store [default: `backup.s3.endpoint` of the configuration, else AWS].
+    #[arg(long, value_name = "URL")]
+    s3_endpoint: Option<String>,
+    /// The region of an s3:// store [default: `backup.s3.region` of the configuration].
+    #[arg(long, value_name = "REGION")]
+    s3_region: Option<String>,
     /// The data directory to make; it must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -49,8 +62,14 @@ impl Args {
             (None, None) => Choice::Newest,
         };
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let keys = keys(&self.from, self.s3_credentials.as_deref(), config.backup.s3.credentials_file.as_deref())?;
+        let from = match self.from {
+            StoreLocation::Directory(path) => StoreLocation::Directory(absolute(path)),
+            bucket => bucket,
+        };
         let restore = Restore {
-            from: absolute(self.from),
+            from,
+            keys,
             to: absolute(self.to),
             choice,
             identity: self.identity,
@@ -64,6 +83,31 @@ impl Args {
         let restored = Box::pin(restore.run()).await?;
         Ok(if self.output == Output::Json { json(&restore, &restored) } else { text(&restore, &restored) })
     }
+}
+
+impl Args {
+    /// What the command line says about the store, as values of the configuration.
+    pub(super) fn flags(&self) -> Vec<(&'static str, String)> {
+        let given = [("backup.s3.endpoint", &self.s3_endpoint), ("backup.s3.region", &self.s3_region)];
+        given.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
+    }
+}
+
+/// What opens the store: the file on the command line, that of the configuration, the environment.
+fn keys(from: &StoreLocation, given: Option<&Path>, configured: Option<&Path>) -> Result<Keys, BackupError> {
+    if matches!(from, StoreLocation::Directory(_)) {
+        return Ok(Keys::held(None));
+    }
+    let Some(path) = given.or(configured) else {
+        return match AccessKey::from_environment() {
+            Ok(key) => Ok(Keys::held(Some(key))),
+            // The store is asked without any, and the error says how they are given.
+            Err(KeyError::Missing(_)) => Ok(Keys::held(None)),
+            Err(error) => Err(error.into()),
+        };
+    };
+    let bytes = file::read_private(path, MAX_TEXT_BYTES).map_err(BackupError::CredentialsFile)?;
+    Ok(Keys::held(Some(AccessKey::parse(&String::from_utf8_lossy(&bytes))?)))
 }
 
 fn text(restore: &Restore, restored: &Restored) -> String {

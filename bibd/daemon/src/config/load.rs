@@ -447,8 +447,8 @@ fn check(config: &Config) -> Vec<Finding> {
     if !(1..=1_000).contains(&config.backup.keep) {
         refuse("backup.keep", "must be 1 to 1000", "7 is usual");
     }
-    if config.backup.store.as_ref().is_some_and(|path| !path.is_absolute()) {
-        refuse("backup.store", "must be an absolute path", "write it from the root of the file system");
+    for (key, message, hint) in super::store::check(config.backup.store.as_ref(), &config.backup.s3) {
+        refuse(key, message, hint);
     }
     let grpc = &config.grpc;
     let at_least = (4 << 20)..=(64 << 20);

@@ -14,14 +14,18 @@ use serde::{Deserialize, Serialize};
 pub mod alerts;
 pub mod audit;
 mod break_glass;
+mod container;
 pub mod load;
 mod locate;
 pub mod places;
+pub mod store;
 pub mod units;
 
 pub use break_glass::{Access as GlassAccess, AllowedUser, AuditLevel, BreakGlass, Notification};
+pub use container::Container;
 pub use load::{Loaded, Origin, Problem, Sources, load};
 pub use places::Places;
+pub use store::{S3, StoreLocation};
 pub use units::{Size, Span};
 
 /// Keys that `AdminService.UpdateConfig` may change while the daemon runs.
@@ -339,53 +343,6 @@ impl Default for Database {
     }
 }
 
-/// PostgreSQL's container and the engine that runs it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Container {
-    /// The engine's API socket. Default: Podman's of the daemon's user, Docker's, Podman's of the system.
-    pub socket: Option<PathBuf>,
-    /// Any image with PostgreSQL 15 to 18 and a shell; pulled when it is not here.
-    pub image: String,
-    /// `sha256:` and 64 hex digits: the image's digest in its registry, or its id. Another image is refused.
-    pub digest: Option<String>,
-    /// A pull in which nothing moves for this long has failed.
-    pub pull_timeout: Span,
-    /// Where SELinux is in force: the engine labels the database's directories for this container alone.
-    pub selinux_relabel: bool,
-    /// Memory, at least 256MiB more than `shared_buffers`. There is no swap beyond it.
-    pub memory: Size,
-    /// Processors; 0 is all of the machine.
-    pub cpus: u32,
-    /// Processes, at least 150: one for each connection, and those of the server itself.
-    pub pids: u32,
-    /// Shared memory for parallel queries, at least 16MiB.
-    pub shm: Size,
-    /// The size of `/tmp` and of `/run/postgresql` each, at least 1MiB.
-    pub tmpfs: Size,
-    /// Open files of each process, at least 1024.
-    pub open_files: u32,
-}
-
-impl Default for Container {
-    fn default() -> Self {
-        let usual = bibd_postgres::ContainerSettings::default();
-        Self {
-            socket: usual.socket,
-            image: usual.image,
-            digest: usual.digest,
-            pull_timeout: Span(usual.pull_stalled),
-            selinux_relabel: usual.relabel,
-            memory: Size(usual.limits.memory_bytes),
-            cpus: usual.limits.cpus,
-            pids: usual.limits.pids,
-            shm: Size(usual.limits.shm_bytes),
-            tmpfs: Size(usual.limits.tmpfs_bytes),
-            open_files: usual.limits.open_files,
-        }
-    }
-}
-
 /// Whether chunks are compressed on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
@@ -462,8 +419,11 @@ impl Default for Audit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backup {
-    /// The directory of the store, best on another machine's disk. Default: none, and no backups.
-    pub store: Option<PathBuf>,
+    /// The directory of the store, best on another machine's disk; or `s3://bucket/prefix`. Default: none, and no
+    /// backups.
+    pub store: Option<StoreLocation>,
+    /// How an `s3://` store is reached.
+    pub s3: S3,
     /// How often a backup is made, 1 hour to 30 days; 0s: only when somebody asks.
     pub every: Span,
     /// How many backups are kept; older ones go with the log that only they need, 1 to 1000.
@@ -480,6 +440,7 @@ impl Default for Backup {
     fn default() -> Self {
         Self {
             store: None,
+            s3: S3::default(),
             every: Span(Duration::from_secs(86_400)),
             keep: 7,
             verify_every: Span(Duration::from_secs(7 * 86_400)),

@@ -74,15 +74,16 @@ impl Lines {
         if moved {
             self.open = None;
         }
-        let full = self.open.as_ref().is_some_and(|open| open.length >= self.rotate_bytes);
-        if full {
-            self.open = None;
-            self.set_aside()?;
-        }
-        let open = match &mut self.open {
+        let mut open = match self.open.take() {
             Some(open) => open,
-            closed => closed.insert(Open::at(&self.path)?),
+            None => Open::at(&self.path)?,
         };
+        if open.length >= self.rotate_bytes {
+            drop(open);
+            self.set_aside()?;
+            open = Open::at(&self.path)?;
+        }
+        let open = self.open.insert(open);
         let written = open.file.write_all(bytes).and_then(|()| open.file.sync_data());
         if let Err(error) = written {
             // No half line stays, whatever of this batch was written.

@@ -31,6 +31,8 @@ pub struct Place {
     /// The engine's socket and the image, where PostgreSQL runs in a container.
     container: Option<(PathBuf, String)>,
     provisioner: &'static str,
+    /// `backup.store`; in the directory when there is none.
+    bucket: Option<String>,
 }
 
 impl Place {
@@ -48,7 +50,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self { dir, container: None, provisioner: "process" })
+        Some(Self { dir, container: None, provisioner: "process", bucket: None })
     }
 
     /// The same, with PostgreSQL in a container of the engine behind `socket`.
@@ -75,6 +77,16 @@ impl Place {
     /// Sets `database.provisioner` for the next start.
     pub fn wants(&mut self, provisioner: &'static str) {
         self.provisioner = provisioner;
+    }
+
+    /// Keeps backups there instead of in the directory.
+    pub fn keeps_in(&mut self, bucket: String) {
+        self.bucket = Some(bucket);
+    }
+
+    /// `backup.store`.
+    fn store(&self) -> PathBuf {
+        self.bucket.as_ref().map_or_else(|| self.path("store"), PathBuf::from)
     }
 
     /// What runs PostgreSQL, as settings.
@@ -139,14 +151,19 @@ impl Place {
     }
 
     pub fn restore(&self, to: &str, arguments: &[&str]) -> serde_json::Value {
-        self.restore_from(&self.path("store"), to, arguments)
+        self.restore_from(&self.store(), to, arguments)
     }
 
     /// A restore that dies after that step, as by kill -9.
     pub fn killed_restore(&self, to: &str, point: &str) {
-        let mut command = self.restoring(&self.path("store"), to, &self.sheet(), &[]);
+        let mut command = self.restoring(&self.store(), to, &self.sheet(), &[]);
         let output = command.env(bibd::failpoint::VARIABLE, point).output().unwrap();
         assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The command line of a restore out of a bucket, for who adds credentials to it.
+    pub fn restoring_from_bucket(&self, to: &str) -> Command {
+        self.restoring(&self.store(), to, &self.sheet(), &[])
     }
 
     pub fn restore_from(&self, store: &Path, to: &str, arguments: &[&str]) -> serde_json::Value {
@@ -205,7 +222,7 @@ impl Node {
             "data_dir: {}\ngrpc:\n  listen: []\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\nbackup:\n  store: {}\n  \
              {backup}\n  archive_timeout: 1s\n",
             place.path(data).display(),
-            place.path("store").display()
+            place.store().display()
         );
         std::fs::write(place.path("config.yaml"), &text).unwrap();
         let sources =
@@ -293,6 +310,11 @@ impl Node {
         let is_unfinished =
             |answer: &Result<pb::CreateBackupResponse, Status>| answer.as_ref().unwrap().backup.is_none();
         assert!(seen.iter().all(is_unfinished), "done too soon: {seen:?}");
+    }
+
+    pub async fn set_credentials(&self, text: &str) -> Result<pb::SetBackupCredentialsResponse, Status> {
+        let request = pb::SetBackupCredentialsRequest { credentials: text.to_owned() };
+        self.admin().await.set_backup_credentials(request).await.map(tonic::Response::into_inner)
     }
 
     pub async fn backups(&self) -> Vec<pb::Backup> {

@@ -114,7 +114,7 @@ impl Node {
     pub async fn start_at(place: &Place, database: &str, clock: &ManualClock) -> Self {
         let text = format!(
             "data_dir: {}\ngrpc:\n  listen: [\"127.0.0.1:0\"]\n  rate_limit:\n    enabled: false\nlog:\n  level: warn\n\
-             database:\n  connections: 8\n{database}",
+             database:\n  provisioner: process\n  connections: 8\n{database}",
             place.path("data").display(),
         );
         let sources = Sources { file: Some((place.path("config.yaml"), text)), ..Default::default() };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
-use super::Taken;
+use super::{Authority, Taken};
 
 /// What the server does with the next requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,11 +51,22 @@ pub struct Collector {
     ids: Arc<Mutex<BTreeSet<String>>>,
     pub requests: Arc<Mutex<Vec<u16>>>,
     server: Arc<Mutex<Option<AbortHandle>>>,
+    /// What it speaks TLS with, and the authority's file.
+    tls: Option<(TlsAcceptor, PathBuf)>,
     pub address: SocketAddr,
 }
 
 impl Collector {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// The same behind TLS.
+    pub async fn start_tls(authority: &Authority) -> Self {
+        Self::start_with(Some((TlsAcceptor::from(authority.server()), authority.ca_file.clone()))).await
+    }
+
+    async fn start_with(tls: Option<(TlsAcceptor, PathBuf)>) -> Self {
         let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let collector = Self {
             taken: Taken::default(),
@@ -62,10 +75,22 @@ impl Collector {
             ids: Arc::default(),
             requests: Arc::default(),
             server: Arc::default(),
+            tls,
             address: inner.local_addr().unwrap(),
         };
         collector.serve(inner);
         collector
+    }
+
+    /// Its address and how it is known, as the configuration says that.
+    pub fn place(&self) -> String {
+        match &self.tls {
+            None => format!("url: 'http://{}'", self.address),
+            Some((_, ca_file)) => {
+                let port = self.address.port();
+                format!("url: 'https://localhost:{port}', tls: {{ca_file: '{}'}}", ca_file.display())
+            }
+        }
     }
 
     fn serve(&self, inner: TcpListener) {
@@ -74,7 +99,7 @@ impl Collector {
             .route("/services/collector/event", post(event))
             .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
             .with_state(self.clone());
-        let mood = Arc::clone(&self.mood);
+        let (mood, tls) = (Arc::clone(&self.mood), self.tls.as_ref().map(|(tls, _)| tls.clone()));
         let task = tokio::spawn(async move {
             // Dropped with the task: then connections end too.
             let mut connections = JoinSet::new();
@@ -87,8 +112,17 @@ impl Collector {
                     continue;
                 }
                 let service = TowerToHyperService::new(router.clone());
-                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                connections.spawn(async move { drop(connection.await) });
+                let tls = tls.clone();
+                connections.spawn(async move {
+                    let http = http1::Builder::new();
+                    match tls {
+                        None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            drop(http.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                    }
+                });
             }
         });
         *self.server.lock().unwrap() = Some(task.abort_handle());

@@ -338,8 +338,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_minor_release_is_a_warning() {
-        let status = |major, minor| version_finding(Version { major, minor }).status;
+    fn names_an_old_minor_release() {
+        let status = |major, minor| {
+            let finding = version_finding(Version { major, minor });
+            assert_eq!(finding.item, "C.1-1");
+            finding.status
+        };
         assert_eq!(status(15, 18), Status::Warn);
         assert_eq!(status(15, 20), Status::Pass);
         assert_eq!(status(18, 7), Status::Pass);

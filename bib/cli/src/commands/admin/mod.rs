@@ -17,7 +17,7 @@ pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
     pub(crate) use super::alerts::{AlertRow, AlertRuleRow};
     pub(crate) use super::audit::{EntryRow, SinkRow, VerdictRow};
-    pub(crate) use super::backup::{BackupRow, CheckedRow};
+    pub(crate) use super::backup::{BackupRow, CheckedRow, CredentialsRow};
     pub(crate) use super::break_glass::{GlassSessionRow, GlassStatusRow, GrantRow};
     pub(crate) use super::config::ConfigRow;
     pub(crate) use super::database::{FindingRow, MoveRow, RoleRow, RotationRow};

@@ -10,7 +10,7 @@ use super::working::{Told, working};
 use crate::actor::Call;
 use crate::backup::Manifest;
 use crate::backup::landing::Examined;
-use crate::services::backup::{BackupUseCases, Listed};
+use crate::services::backup::{Accepted, BackupUseCases, Listed};
 
 /// Progress, then the backup. Who goes away before the end ends the backup: nothing of it stays.
 pub(super) fn create(backups: BackupUseCases, call: Call) -> BoxStream<'static, Result<CreateBackupResponse, Status>> {
@@ -63,4 +63,10 @@ pub(super) fn examined(examined: Examined) -> pb::VerifyBackupResponse {
         verdict: examined.verdict.to_owned(),
         explanation: examined.explanation,
     }
+}
+
+/// What became of credentials.
+pub(super) fn accepted(accepted: Accepted) -> pb::SetBackupCredentialsResponse {
+    let (problem, hint) = accepted.problem.unwrap_or_default();
+    pb::SetBackupCredentialsResponse { access_key_id: accepted.access_key_id, problem, hint }
 }

@@ -16,6 +16,7 @@ use bib_proto::v1::admin_service_server::AdminService;
 use bib_proto::v1::{self as pb, AuditEntry, ExportAuditResponse, LogEntry, ScrubResponse, VerifyAuditResponse};
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::page::Page;
 use super::{call_of, metadata_of};
@@ -382,6 +383,17 @@ impl AdminService for AdminHandler {
         let call = call_of(&request)?;
         self.parts.backups.delete(&call, &request.into_inner().id).await?;
         Ok(Response::new(pb::DeleteBackupResponse {}))
+    }
+
+    async fn set_backup_credentials(
+        &self,
+        request: Request<pb::SetBackupCredentialsRequest>,
+    ) -> Result<Response<pb::SetBackupCredentialsResponse>, Status> {
+        let call = call_of(&request)?;
+        // Wiped when the call ends.
+        let text = Zeroizing::new(request.into_inner().credentials);
+        let accepted = self.parts.backups.set_credentials(&call, &text).await?;
+        Ok(Response::new(backup::accepted(accepted)))
     }
 
     async fn shutdown(&self, request: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {

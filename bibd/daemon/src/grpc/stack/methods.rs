@@ -80,6 +80,7 @@ const UNTIMED: &[&str] = &[
     "/bib.v1.AdminService/CreateBackup",
     "/bib.v1.AdminService/VerifyBackup",
     "/bib.v1.AdminService/DeleteBackup",
+    "/bib.v1.AdminService/SetBackupCredentials",
     "/bib.v1.BreakGlassService/Enable",
     "/bib.v1.BreakGlassService/Disable",
 ];
@@ -198,6 +199,7 @@ methods! {
     Actor 2 "/bib.v1.AdminService/ShowBackup",
     Actor 50 "/bib.v1.AdminService/VerifyBackup",
     Actor 5 "/bib.v1.AdminService/DeleteBackup",
+    Actor 5 "/bib.v1.AdminService/SetBackupCredentials",
     Actor 1 "/bib.v1.AdminService/Shutdown",
     Actor 2 "/bib.v1.BreakGlassService/GetStatus",
     Actor 10 "/bib.v1.BreakGlassService/Challenge",

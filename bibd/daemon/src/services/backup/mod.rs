@@ -3,6 +3,7 @@
 //! A backup exists once its signed manifest does, which is written last. What a backup that was cut off left behind is
 //! swept before the next one.
 
+mod credentials;
 mod keeping;
 mod shipping;
 
@@ -22,6 +23,7 @@ use prometheus::IntGauge;
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 
+pub use self::credentials::Accepted;
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
@@ -36,6 +38,7 @@ use crate::backup::{
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::health::{Condition, HealthBoard};
+use crate::s3::Keys;
 use crate::secrets::Secrets;
 use crate::services::{recovery, retention};
 
@@ -49,6 +52,8 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 pub struct BackupUseCases {
     base: Base,
     store: Option<Store>,
+    /// What opens a store on a network.
+    keys: Keys,
     sources: state::Sources,
     spool: PathBuf,
     foundation: Foundation,
@@ -97,9 +102,13 @@ impl BackupUseCases {
         const WAITING: (&str, &str) = ("bibd_backup_log_waiting_bytes", "Log that PostgreSQL could not archive yet.");
         let waiting = IntGauge::new(WAITING.0, WAITING.1).map_err(ServiceError::internal)?;
         foundation.metrics.registry.register(Box::new(waiting.clone())).map_err(ServiceError::internal)?;
+        let backup = &config.backup;
+        let keys = credentials::keys(backup, &foundation.secrets)?;
+        let open = |location| Store::of(location, &backup.s3, keys.clone(), &base.peer);
         let this = Self {
             waiting,
-            store: config.backup.store.as_ref().map(|root| Store::of(root, &base.peer)),
+            store: backup.store.as_ref().map(open).transpose()?,
+            keys,
             base,
             sources,
             spool: foundation.postgres.layout().spool.clone(),
@@ -387,7 +396,8 @@ impl BackupUseCases {
 
     async fn examine(&self, store: &Store, id: &str) -> Result<Examined, BackupError> {
         use std::os::unix::fs::PermissionsExt as _;
-        let manifest = Manifest::load(store, &self.base.peer, id)?;
+        let (from, peer, name) = (store.clone(), self.base.peer, id.to_owned());
+        let manifest = blocking(move || Manifest::load(&from, &peer, &name)).await?;
         let opener = Opener::of_node(&self.base.key)
             .map_err(|source| BackupError::Sealed { object: "identity/node_key".to_owned(), source })?;
         let data = &self.sources.data;
@@ -424,7 +434,8 @@ impl BackupUseCases {
     async fn discard(&self, call: &Call, id: &str, reason: &str) -> Result<(), ServiceError> {
         let store = self.store()?.clone();
         let _alone = self.alone()?;
-        let names = Manifest::names(&store)?;
+        let from = store.clone();
+        let names = blocking(move || Manifest::names(&from)).await?;
         if !names.iter().any(|(name, _)| name == id) {
             return Err(BackupError::NotFound(id.chars().take(80).collect()).into());
         }
@@ -450,7 +461,8 @@ impl BackupUseCases {
 
 /// The manifest first: without it nobody takes the rest for a backup.
 fn remove(store: &Store, id: &str) -> Result<(), BackupError> {
-    [manifest_key(id), state_key(id), base_key(id), verified_key(id)].iter().try_for_each(|key| store.delete(key))
+    store.delete(&[manifest_key(id)])?;
+    store.delete(&[state_key(id), base_key(id), verified_key(id)])
 }
 
 fn describe(store: &Store, peer: &bib_core::PeerId, id: String, is_complete: bool) -> Listed {
@@ -491,6 +503,7 @@ impl From<BackupError> for ServiceError {
             BackupError::Examine(_) | BackupError::Broken => Self::internal(error),
             BackupError::Busy => Self::unavailable(ErrorCode::BUSY, sentence),
             BackupError::NotFound(id) => Self::not_found("backup", id),
+            BackupError::Credentials(problem) => Self::invalid("credentials", problem.to_string()),
             _ => Self::conflict(code, sentence, hint),
         }
     }

@@ -23,10 +23,27 @@ impl BackupUseCases {
     /// Never for the store's sake.
     pub async fn shipping(self, stop: CancellationToken) -> TaskResult {
         let Some(store) = self.store.clone() else { return Ok(()) };
-        let swept = store.clone();
-        let mut failing = blocking(move || swept.sweep("wal")).await.err();
+        let (mut failing, mut is_swept) = (None, false);
         loop {
-            let shipped = self.ship_all(&store).await;
+            let mut shipping = std::pin::pin!(async {
+                if !is_swept {
+                    let store = store.clone();
+                    blocking(move || store.sweep("wal")).await?;
+                    is_swept = true;
+                }
+                self.ship_all(&store).await
+            });
+            let shipped = tokio::select! {
+                shipped = &mut shipping => shipped,
+                () = stop.cancelled() => {
+                    // What waits for a network would wait long; what was not shipped is still in the spool.
+                    store.close();
+                    shipping.await
+                }
+            };
+            if stop.is_cancelled() {
+                return Ok(());
+            }
             let waiting = wal::waiting(&self.foundation.postgres.layout().data) as u64 * SEGMENT_BYTES;
             self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
             let pause = match shipped {

@@ -114,7 +114,7 @@ pub struct Status {
 pub struct Answer {
     /// As [`Challenge::id`].
     pub challenge_id: String,
-    /// Canonical JSON of a [`GlassStatement`].
+    /// Canonical JSON of a [`bib_core::glass::GlassStatement`].
     pub statement: Vec<u8>,
     /// SSHSIG over it, PEM.
     pub signature: String,
@@ -231,7 +231,7 @@ impl BreakGlass {
     /// As the configuration says. Starts the background task.
     ///
     /// # Errors
-    /// When a configured key cannot be read, which the configuration has checked, or the system's certificates cannot.
+    /// When a configured key cannot be read, which the configuration has checked.
     pub fn start(foundation: &Foundation, base: Base) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let config = &foundation.config().database.break_glass;
         let key = |user: &crate::config::AllowedUser| {
@@ -247,7 +247,7 @@ impl BreakGlass {
         };
         let glass = Self(Arc::new(Inner {
             challenges: Challenges::new(base.ids.clone()),
-            notices: Notices::start(&base, &foundation.supervisor, &config.notification)?,
+            notices: Notices::start(&base, &foundation.supervisor, &foundation.secrets, &config.notification),
             base,
             settings: config.enabled.then_some(settings),
             root: foundation.places.glass.clone(),

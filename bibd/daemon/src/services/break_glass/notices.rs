@@ -3,26 +3,21 @@
 //! Nobody waits for it: notices wait in a short queue, each is tried a few times, and what became of it is an entry of the
 //! audit log. What does not find room in the queue is an entry at once.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bibd_audit::Outcome;
 use bibd_catalog::glass::Granted;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Notification;
 use crate::errors::ErrorCode;
+use crate::export::{CommandSink, Credentials, Endpoint, post_json};
+use crate::secrets::Secrets;
 use crate::services::base::Base;
 use crate::services::journal::Act;
 use crate::supervisor::{Policy, Supervisor, TaskKind, TaskResult};
@@ -37,8 +32,6 @@ const WEBHOOK_DEADLINE: Duration = Duration::from_secs(10);
 const MAIL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the last notices are waited for when the daemon stops, and how long telling them may take.
 const LAST_DEADLINE: Duration = Duration::from_secs(4);
-/// What is read of an answer that says no.
-const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// Something to tell.
 #[derive(Debug, Clone)]
@@ -60,29 +53,22 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Starts the task that tells, where somebody is to be told.
-    ///
-    /// # Errors
-    /// When the system's certificates cannot be read and a webhook needs them.
-    pub(super) fn start(
-        base: &Base,
-        supervisor: &Supervisor,
-        config: &Notification,
-    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub(super) fn start(base: &Base, supervisor: &Supervisor, secrets: &Secrets, config: &Notification) -> Self {
         let overflow = TaskTracker::new();
         if config.webhook.is_none() && config.email.is_none() {
-            return Ok(Self { base: base.clone(), sender: None, overflow });
+            return Self { base: base.clone(), sender: None, overflow };
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
         let teller = Teller {
             base: base.clone(),
             config: config.clone(),
-            client: config.webhook.as_ref().map(|_| client()).transpose()?,
+            credentials: Credentials::new(secrets.clone()),
             receiver: Arc::new(Mutex::new(receiver)),
         };
         supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "break-glass-notices", move |stop| {
             teller.clone().telling(stop)
         });
-        Ok(Self { base: base.clone(), sender: Some(sender), overflow })
+        Self { base: base.clone(), sender: Some(sender), overflow }
     }
 
     /// Tells that something happened to a grant. Returns at once.
@@ -117,7 +103,7 @@ impl Notices {
 struct Teller {
     base: Base,
     config: Notification,
-    client: Option<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
+    credentials: Credentials,
     receiver: Arc<Mutex<mpsc::Receiver<Notice>>>,
 }
 
@@ -148,7 +134,7 @@ impl Teller {
     }
 
     fn ways(&self) -> Vec<Way> {
-        let webhook = self.client.is_some().then_some(Way::Webhook);
+        let webhook = self.config.webhook.is_some().then_some(Way::Webhook);
         webhook.into_iter().chain(self.config.email.is_some().then_some(Way::Mail)).collect()
     }
 
@@ -169,43 +155,18 @@ impl Teller {
     }
 
     async fn once(&self, way: Way, notice: &Notice) -> Result<(), String> {
-        match way {
-            Way::Webhook => tokio::time::timeout(WEBHOOK_DEADLINE, self.post(notice)).await,
-            Way::Mail => tokio::time::timeout(MAIL_DEADLINE, self.mail(notice)).await,
-        }
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-    }
-
-    async fn post(&self, notice: &Notice) -> Result<(), String> {
-        let (Some(client), Some(url)) = (&self.client, &self.config.webhook) else { return Ok(()) };
-        let request = http::Request::post(url.as_str())
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .header(http::header::USER_AGENT, concat!("bibd/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(Bytes::from(notice.body.to_string())))
-            .map_err(|error| error.to_string())?;
-        let answer = client.request(request).await.map_err(|error| crate::grpc::error::chain(&error))?;
-        let status = answer.status();
-        // Read to its end, so that the connection is of use again; a redirection is an answer like any other.
-        let _ = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        if status.is_success() { Ok(()) } else { Err(format!("the webhook answers {status}")) }
-    }
-
-    async fn mail(&self, notice: &Notice) -> Result<(), String> {
-        let (Some(address), Some((program, arguments))) = (&self.config.email, self.config.mail_command.split_first())
-        else {
-            return Ok(());
+        let told = match (way, &self.config.webhook, &self.config.email) {
+            (Way::Webhook, Some(url), _) => {
+                let body = Bytes::from(notice.body.to_string());
+                post_json(&Endpoint::json(url), body, &self.credentials, WEBHOOK_DEADLINE).await
+            }
+            (Way::Mail, _, Some(address)) => {
+                let command = CommandSink::new(self.config.mail_command.clone(), MAIL_DEADLINE);
+                command.run(letter(address, notice).as_bytes()).await
+            }
+            _ => Ok(()),
         };
-        let failed = |error: std::io::Error| format!("{program}: {error}");
-        let mut command = tokio::process::Command::new(program);
-        command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(failed)?;
-        if let Some(mut input) = child.stdin.take() {
-            // A program that does not read says by its end what it thinks of that.
-            let _ = input.write_all(letter(address, notice).as_bytes()).await;
-        }
-        let status = child.wait().await.map_err(failed)?;
-        if status.success() { Ok(()) } else { Err(format!("{program}: {status}")) }
+        told.map_err(|error| error.to_string())
     }
 }
 
@@ -240,16 +201,6 @@ async fn record(base: &Base, notice: &Notice, way: &'static str, told: Result<()
     if let Err(error) = base.journal.record(&base.db, &call, act, outcome).await {
         tracing::error!(%error, "what became of a notice of break-glass could not be written");
     }
-}
-
-fn client() -> Result<Client<HttpsConnector<HttpConnector>, Full<Bytes>>, std::io::Error> {
-    let provider = rustls::crypto::ring::default_provider();
-    let connector = hyper_rustls::HttpsConnectorBuilder::new()
-        .with_provider_and_native_roots(provider)?
-        .https_or_http()
-        .enable_http1()
-        .build();
-    Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
 #[cfg(test)]

@@ -1,50 +1,43 @@
-//! The store: objects by name, each written whole or not at all, never changed. A directory today; what it offers is
-//! what an object store offers too.
+//! A store in a directory: temporary files, synced and renamed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use bib_core::PeerId;
 use tempfile::NamedTempFile;
 
-use super::error::BackupError;
+use crate::backup::error::BackupError;
 
 /// Where unfinished objects lie.
 const TEMPORARY: &str = "tmp";
 
 /// One node's part of a store. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(super) struct Directory {
     root: PathBuf,
 }
 
 /// An object that is being written. Dropped, it was never there.
 #[derive(Debug)]
-pub struct Draft {
+pub(super) struct DirectoryDraft {
     file: NamedTempFile,
     target: PathBuf,
 }
 
-impl Store {
-    /// The part of `peer`. Nothing is made until something is written.
-    #[must_use]
-    pub fn of(root: &Path, peer: &PeerId) -> Self {
-        Self { root: root.join(peer.to_string()) }
+impl Directory {
+    /// Nothing is made until something is written.
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
     }
 
     /// Where it is.
-    #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Begins an object.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn create(&self, key: &str) -> Result<Draft, BackupError> {
+    pub(super) fn create(&self, key: &str) -> Result<DirectoryDraft, BackupError> {
         let (target, temporary) = (self.root.join(key), self.root.join(TEMPORARY));
         ensure_dir(&temporary)?;
         ensure_dir(target.parent().unwrap_or(&self.root))?;
@@ -54,24 +47,18 @@ impl Store {
             .permissions(fs::Permissions::from_mode(0o600))
             .tempfile_in(&temporary)
             .map_err(BackupError::io("create a file in", &temporary))?;
-        Ok(Draft { file, target })
+        Ok(DirectoryDraft { file, target })
     }
 
     /// Writes a small object.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn put(&self, key: &str, bytes: &[u8]) -> Result<(), BackupError> {
+    pub(super) fn put(&self, key: &str, bytes: &[u8]) -> Result<(), BackupError> {
         let mut draft = self.create(key)?;
         draft.write_all(bytes).map_err(BackupError::io("write", &draft.target))?;
         draft.commit()
     }
 
     /// Takes a name that nobody had; whether it was free.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn take(&self, key: &str) -> Result<bool, BackupError> {
+    pub(super) fn take(&self, key: &str) -> Result<bool, BackupError> {
         let path = self.root.join(key);
         let parent = path.parent().unwrap_or(&self.root);
         ensure_dir(parent)?;
@@ -85,10 +72,7 @@ impl Store {
     }
 
     /// Opens an object; `None` when there is none.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn open(&self, key: &str) -> Result<Option<File>, BackupError> {
+    pub(super) fn open(&self, key: &str) -> Result<Option<File>, BackupError> {
         let path = self.root.join(key);
         match File::open(&path) {
             Ok(file) => Ok(Some(file)),
@@ -98,10 +82,7 @@ impl Store {
     }
 
     /// The names right under `prefix` (`base/`), in order.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn list(&self, prefix: &str) -> Result<Vec<String>, BackupError> {
+    pub(super) fn list(&self, prefix: &str) -> Result<Vec<String>, BackupError> {
         let path = self.root.join(prefix);
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
@@ -119,10 +100,7 @@ impl Store {
     }
 
     /// Removes an object, and its directory with the last one. One that is gone is fine.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn delete(&self, key: &str) -> Result<(), BackupError> {
+    pub(super) fn delete(&self, key: &str) -> Result<(), BackupError> {
         let path = self.root.join(key);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -139,10 +117,7 @@ impl Store {
     }
 
     /// Removes what a process that died left of objects of this family (`base`, `wal`). Only for who writes it alone.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn sweep(&self, family: &str) -> Result<(), BackupError> {
+    pub(super) fn sweep(&self, family: &str) -> Result<(), BackupError> {
         let prefix = format!("{family}-");
         for name in self.list(TEMPORARY)?.into_iter().filter(|name| name.starts_with(&prefix)) {
             let path = self.root.join(TEMPORARY).join(name);
@@ -152,12 +127,9 @@ impl Store {
     }
 }
 
-impl Draft {
+impl DirectoryDraft {
     /// Makes the object exist, durably.
-    ///
-    /// # Errors
-    /// When it cannot be synced or renamed: then it does not exist.
-    pub fn commit(self) -> Result<(), BackupError> {
+    pub(super) fn commit(self) -> Result<(), BackupError> {
         let Self { file, target } = self;
         file.as_file().sync_all().map_err(BackupError::io("sync", &target))?;
         file.persist(&target).map_err(|error| BackupError::io("rename to", &target)(error.error))?;
@@ -166,13 +138,12 @@ impl Draft {
     }
 
     /// Where it will be.
-    #[must_use]
-    pub fn target(&self) -> &Path {
+    pub(super) fn target(&self) -> &Path {
         &self.target
     }
 }
 
-impl Write for Draft {
+impl Write for DirectoryDraft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -201,6 +172,6 @@ fn ensure_dir(path: &Path) -> Result<(), BackupError> {
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+pub(in crate::backup) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
