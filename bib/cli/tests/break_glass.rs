@@ -113,7 +113,8 @@ fn a_person_opens_the_glass_looks_around_and_is_reviewed() {
     std::os::unix::process::CommandExt::process_group(&mut long, 0);
     let mut long = long.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("the statement", || recorded(&node.data(), "pg_sleep(3600)").then_some(()));
-    std::thread::sleep(Duration::from_millis(300));
+    // It is recorded before it runs, and only a statement that runs is cancelled.
+    wait_for("its run", || runs_for_a_person(&node.data()).then_some(()));
     let group = rustix::process::Pid::from_raw(i32::try_from(long.id()).unwrap()).unwrap();
     rustix::process::kill_process_group(group, rustix::process::Signal::INT).unwrap();
     assert!(!end_of(&mut long));
@@ -149,6 +150,19 @@ fn a_person_opens_the_glass_looks_around_and_is_reviewed() {
     }
     assert_eq!(std::fs::read_dir(person.path("tmp")).unwrap().count(), 0, "a directory of a socket was left");
     node.stop();
+}
+
+/// Whether the session of a person is in a statement: the processes of a PostgreSQL work in its directory, and say by
+/// their names what they do.
+fn runs_for_a_person(data: &Path) -> bool {
+    let directory = data.join("postgres/data");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+    let mut ours = processes.filter(|path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory));
+    ours.any(|path| {
+        let name = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let name = String::from_utf8_lossy(&name);
+        name.starts_with("postgres: bibd_glass_") && name.trim_end_matches(['\0', ' ']).ends_with(" SELECT")
+    })
 }
 
 /// Whether any recording of the node has this text.

@@ -359,6 +359,58 @@ async fn b_aud_57_a_session_is_cut_at_its_end_whatever_it_does() {
     node.stop().await;
 }
 
+/// Every process of the node's PostgreSQL, stopped as one that hangs; they go on when this is dropped.
+struct Hanging(Vec<rustix::process::Pid>);
+
+impl Hanging {
+    fn of(place: &Place) -> Self {
+        let directory = place.path("data/postgres/data");
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+        let ours = processes.filter(|path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory));
+        let numbers = ours.filter_map(|path| path.file_name()?.to_str()?.parse().ok());
+        let hanging = Self(numbers.filter_map(rustix::process::Pid::from_raw).collect());
+        hanging.signal(rustix::process::Signal::STOP);
+        hanging
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        for pid in &self.0 {
+            // A session that ended meanwhile needs none.
+            let _ = rustix::process::kill_process(*pid, signal);
+        }
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_holds_back_no_end() {
+    let Some(place) = Place::new().await else { return };
+    let key = place.key("key");
+    let node = Node::start(&place, &place.allowing(&key)).await;
+    node.open(key, ReadWrite, 60).await;
+    let bridge = Bridge::new(node.client());
+    let running = bridge.talk("SELECT pg_sleep(3600);").await;
+    let mut superuser = node.superuser().await;
+    let busy = "SELECT state::text FROM pg_stat_activity WHERE usename ~ '^bibd_glass_'";
+    wait_for("the statement", Duration::from_secs(30), async || texts(&mut superuser, busy).await == ["active"]).await;
+    let hanging = Hanging::of(&place);
+    assert!(hanging.0.len() > 4, "{:?}", hanging.0);
+    // Not a wait for something: by then the daemon has asked the database who is in, which it does every second.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    node.clock.advance(Duration::from_secs(60));
+    let said = running.leave().await;
+    assert!(!said.err.is_empty() && said.code != Some(0), "{said:?}");
+    drop(hanging);
+    wait_for("the role is gone", CUT_WITHIN, async || left(&mut superuser).await.is_empty()).await;
+    assert_eq!(node.ended().await, "expired");
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn a_statement_that_cannot_be_recorded_is_not_run_and_the_session_is_cut() {
     let Some(place) = Place::new().await else { return };

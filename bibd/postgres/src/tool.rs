@@ -81,7 +81,8 @@ pub(crate) async fn run_with_input<S: AsRef<OsStr>>(
     Err(Error::Tool { tool, status: output.status.to_string(), output: tail(&all) })
 }
 
-fn tail(text: &str) -> String {
+/// The end of what a failed program said, which is what an error shows.
+pub(crate) fn tail(text: &str) -> String {
     let text = text.trim();
     let skip = text.chars().count().saturating_sub(SHOWN_CHARS);
     text.chars().skip(skip).collect()

@@ -3,7 +3,7 @@
 use bib_core::Timestamp;
 use sqlx::FromRow;
 
-use super::read::LoggedRow;
+use super::read::{LoggedRow, select_logged};
 use crate::row::signed;
 use crate::statement::{Class, Statement};
 use crate::{Result, Session, Tx};
@@ -52,15 +52,14 @@ static PAGE: Statement = Statement::new(
 static ALERTS: Statement = Statement::new(
     Class::Select,
     "audit_entry",
-    "SELECT s.epoch, s.seq, s.entry_id, s.digest, s.head,
-            e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
-            d.salt, d.details
-     FROM bib.audit_entry e
+    select_logged!(
+        "FROM bib.audit_entry e
      JOIN bib.audit_seal s ON s.entry_id = e.id AND s.entry_time = e.time
      LEFT JOIN bib.audit_detail d ON d.id = e.id AND d.time = e.time
      WHERE e.action = 'audit.alert' AND (s.epoch, s.seq) > ($1, $2)
      ORDER BY s.epoch, s.seq
-     LIMIT 100",
+     LIMIT 100"
+    ),
 );
 
 static FIND_READER: Statement =

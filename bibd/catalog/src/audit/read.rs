@@ -12,29 +12,41 @@ use crate::row::{hash, signed};
 use crate::statement::{Class, Statement};
 use crate::{Result, Session, Tx};
 
+/// The columns of a [`LoggedRow`], of `bib.audit_seal s`, `bib.audit_entry e` and `bib.audit_detail d`.
+macro_rules! select_logged {
+    ($from:literal) => {
+        concat!(
+            "SELECT s.epoch, s.seq, s.entry_id, s.digest, s.head,
+            e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
+            d.salt, d.details
+     ",
+            $from
+        )
+    };
+}
+pub(super) use select_logged;
+
 // Both outer joins: a seal whose entry is gone, and an entry that was never sealed, are both findings.
 static ROWS: Statement = Statement::new(
     Class::Select,
     "audit_seal",
-    "SELECT s.epoch, s.seq, s.entry_id, s.digest, s.head,
-            e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
-            d.salt, d.details
-     FROM bib.audit_seal s
+    select_logged!(
+        "FROM bib.audit_seal s
      LEFT JOIN bib.audit_entry e ON e.id = s.entry_id AND e.time = s.entry_time
      LEFT JOIN bib.audit_detail d ON d.id = s.entry_id AND d.time = s.entry_time
-     ORDER BY s.epoch, s.seq",
+     ORDER BY s.epoch, s.seq"
+    ),
 );
 
 static FIND_SEALED: Statement = Statement::new(
     Class::Select,
     "audit_seal",
-    "SELECT s.epoch, s.seq, s.entry_id, s.digest, s.head,
-            e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
-            d.salt, d.details
-     FROM bib.audit_seal s
+    select_logged!(
+        "FROM bib.audit_seal s
      LEFT JOIN bib.audit_entry e ON e.id = s.entry_id AND e.time = s.entry_time
      LEFT JOIN bib.audit_detail d ON d.id = s.entry_id AND d.time = s.entry_time
-     WHERE s.epoch = $1 AND s.seq = $2",
+     WHERE s.epoch = $1 AND s.seq = $2"
+    ),
 );
 
 static UNSEALED: Statement = Statement::new(

@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::follow::Place;
-use super::read::LoggedRow;
+use super::read::{LoggedRow, select_logged};
 use crate::row::{hash, signed};
 use crate::statement::{Class, Statement};
 use crate::{Result, Session, Tx};
@@ -17,14 +17,13 @@ static MONTHS: Statement =
 static ROWS_BETWEEN: Statement = Statement::new(
     Class::Select,
     "audit_entry",
-    "SELECT s.epoch, s.seq, s.entry_id, s.digest, s.head,
-            e.id, e.time, e.body, e.node, e.actor, e.via, e.action, e.target, e.result, e.operation, e.job,
-            d.salt, d.details
-     FROM bib.audit_entry e
+    select_logged!(
+        "FROM bib.audit_entry e
      JOIN bib.audit_seal s ON s.entry_id = e.id AND s.entry_time = e.time
      LEFT JOIN bib.audit_detail d ON d.id = e.id AND d.time = e.time
      WHERE e.time >= $1 AND e.time < $2
-     ORDER BY s.epoch, s.seq",
+     ORDER BY s.epoch, s.seq"
+    ),
 );
 
 static LAST_BETWEEN: Statement = Statement::new(

@@ -35,6 +35,7 @@ use crate::record::{Choice, Record};
 use crate::role::{DATABASE, GroupRole, Letter};
 use crate::run::{STARTUP_LOG, STEP};
 use crate::settings::{PORT, Recovery, Settings, Wal};
+use crate::tool::tail;
 
 use engine::{ASK_DEADLINE, Engine};
 use image::{Image, SURVEY, Survey, read_survey};
@@ -56,8 +57,6 @@ const PIPE: &str = "backup.pipe";
 const PIPED: &str = "pipe=$1; shift; exec \"$@\" >\"$pipe\"";
 /// Becomes the program, with a file as its input.
 const FED: &str = "input=$1; shift; exec \"$@\" <\"$input\"";
-/// How much of a failed tool's output an error shows, characters from its end.
-const SHOWN_CHARS: usize = 2000;
 
 /// A container engine of this machine.
 pub struct ContainerHost {
@@ -327,9 +326,7 @@ impl Host for ContainerHost {
         let spec = self.tool_spec(tools.account, &ready.image, tool.places.to_vec(), command).await?;
         let outcome = self.run_tool(spec, tool.name, tool.deadline).await?;
         if outcome.code != 0 {
-            let text = outcome.output.trim();
-            let skip = text.chars().count().saturating_sub(SHOWN_CHARS);
-            let output = text.chars().skip(skip).collect();
+            let output = tail(&outcome.output);
             return Err(Error::Tool { tool: tool.name, status: format!("exit code {}", outcome.code), output });
         }
         Ok(())

@@ -19,6 +19,8 @@ use crate::supervisor::{Policy, TaskKind, TaskResult};
 const LOOK: Duration = Duration::from_millis(200);
 /// How often the database is asked who is in, and whether the holder still may.
 const ASK: Duration = Duration::from_secs(1);
+/// How long an answer is waited for: a database that hangs must not hold back the end of a grant.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
 /// How often it is tried to finish what a former daemon left, until it is done.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -45,9 +47,13 @@ impl BreakGlass {
                     self.look(&open);
                     if open.cut.borrow().is_none() && Instant::now() >= next_ask {
                         next_ask = Instant::now() + ASK;
-                        if let Err(error) = self.ask(&open, &mut strangers).await {
-                            // A database that does not answer lets nobody in either.
-                            tracing::warn!(%error, "the sessions of break-glass could not be looked at");
+                        // A database that does not answer lets nobody in either.
+                        match tokio::time::timeout(ASK_DEADLINE, self.ask(&open, &mut strangers)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => {
+                                tracing::warn!(%error, "the sessions of break-glass could not be looked at");
+                            }
+                            Err(_) => tracing::warn!("the database does not say who is in by break-glass"),
                         }
                     }
                     let is_cut = open.cut.borrow().is_some();
@@ -62,7 +68,7 @@ impl BreakGlass {
                     Ok(()) => is_settled.store(true, Ordering::SeqCst),
                     Err(error) => {
                         tracing::warn!(%error, "what is left of break-glass is not closed yet; it is tried again");
-                        tokio::time::sleep(SETTLE).await;
+                        stop.run_until_cancelled(tokio::time::sleep(SETTLE)).await;
                     }
                 },
                 None => {}

@@ -127,7 +127,7 @@ async fn through_psql(context: &Context, glass: &BreakGlass, psql: &Path, argume
             _ = interrupts.recv() => {}
         }
     };
-    // What psql said last, its goodbye among it, still goes to the node.
+    // What psql said last, its goodbye among it, still goes to the node; one that does not take it keeps nobody here.
     let rest = async { while pipes.next().await.is_some() {} };
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), rest).await;
     if status.success() { Ok(()) } else { Err(Failure::said(Exit::Failed)) }
@@ -174,7 +174,7 @@ pub(super) async fn pipe(
                 break;
             }
         }
-        // The program hears that it is over.
+        // The program hears that it is over; one that has ended by itself knows.
         let _ = writer.shutdown().await;
         Ok(())
     };
