@@ -20,14 +20,17 @@ mod restore;
 use crate::app::{Daemon, Options, StartError};
 use crate::at_rest::AtRest;
 use crate::backup::BackupError;
+use crate::cache_node::CacheNode;
 use crate::cleanup::CleanupError;
 use crate::clock::{Entropy, SystemClock};
 use crate::config::load::Problems;
 use crate::config::places::{Home, find_config_file};
 use crate::config::{self, Config, Loaded, Places, Sources};
 use crate::errors::ErrorCode;
+use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::error::chain;
 use crate::own_secret::OwnSecretError;
+use crate::ready::Ready;
 use crate::{data_dir, doctor, failpoint, logging, own_secret};
 
 /// The daemon of a BIB node.
@@ -413,7 +416,48 @@ fn failpoints() -> Result<Failpoints, Failure> {
     })
 }
 
-async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Failure> {
+/// What runs: a full node, or a cache.
+enum Node {
+    Full(Box<Daemon>),
+    Cache(Box<CacheNode>),
+}
+
+impl Node {
+    fn ready(&self) -> &Ready {
+        match self {
+            Self::Full(daemon) => daemon.ready(),
+            Self::Cache(node) => node.ready(),
+        }
+    }
+
+    fn connections(&self) -> ConnectionRegistry {
+        match self {
+            Self::Full(daemon) => daemon.foundation().connections.clone(),
+            Self::Cache(node) => node.connections(),
+        }
+    }
+
+    /// Waits until somebody asks for a stop through the API, or a task without which nothing works has ended.
+    async fn ended(&self) -> Result<Duration, String> {
+        match self {
+            Self::Full(daemon) => daemon.ended().await,
+            Self::Cache(node) => Err(node.ended().await),
+        }
+    }
+
+    /// What comes back is locked when all else of the daemon is dropped.
+    async fn stop(self, drain: Duration) -> Option<AtRest> {
+        match self {
+            Self::Full(daemon) => Some(daemon.stop(drain).await),
+            Self::Cache(node) => {
+                node.stop(drain).await;
+                None
+            }
+        }
+    }
+}
+
+async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Node, Failure> {
     data_dir::harden_process().map_err(|source| Failure::Io { act: "forbid core dumps".to_owned(), source })?;
     let clock = Arc::new(SystemClock);
     let logs = logging::init(&loaded.config.log, clock.clone())
@@ -429,7 +473,16 @@ async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Daemon, Fail
         failpoints: failpoints()?,
     };
     // Boxed: a start holds many things across its waits.
-    Ok(Box::pin(Daemon::start(options)).await?)
+    if options.loaded.config.is_cache() {
+        if options.admin_key.is_some() {
+            return Err(Failure::Usage {
+                message: "--admin-key names a user, and a cache has none".to_owned(),
+                hint: "leave it out: who runs bibd, and root, need no log-in on this machine".to_owned(),
+            });
+        }
+        return Ok(Node::Cache(Box::new(Box::pin(CacheNode::start(options)).await?)));
+    }
+    Ok(Node::Full(Box::new(Box::pin(Daemon::start(options)).await?)))
 }
 
 async fn init(loaded: Loaded, home: Home, args: RunArgs, at_rest: &mut Option<AtRest>) -> Result<(), Failure> {
@@ -440,7 +493,7 @@ async fn init(loaded: Loaded, home: Home, args: RunArgs, at_rest: &mut Option<At
     let places = Places::of(&loaded.config, &home, None);
     let daemon = start(loaded, home, args).await?;
     let ready = daemon.ready().clone();
-    *at_rest = Some(daemon.stop(Duration::ZERO).await);
+    *at_rest = daemon.stop(Duration::ZERO).await;
     print(&format!(
         "node         {}\nfingerprint  {}\ndata         {}\n\nStart it with `bibd run`.\n",
         ready.peer_id,
@@ -478,12 +531,12 @@ async fn serve(loaded: Loaded, home: Home, args: RunArgs, at_rest: &mut Option<A
         _ = terminate.recv() => (drain, None),
         _ = interrupt.recv() => (drain, None),
     };
-    let connections = daemon.foundation().connections.clone();
+    let connections = daemon.connections();
     let mut stop = std::pin::pin!(daemon.stop(drain));
     loop {
         tokio::select! {
             stopped = &mut stop => {
-                *at_rest = Some(stopped);
+                *at_rest = stopped;
                 break;
             }
             // Again: calls are cut and not waited for; the database still stops in order.

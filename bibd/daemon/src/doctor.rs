@@ -100,7 +100,10 @@ pub async fn examine(config: &Config, home: &Home) -> Report {
     let places = Places::of(config, home, None);
     let mut report = Report { checks: Vec::new() };
     let is_running = running(&mut report, &places);
-    postgres(&mut report, config, &places).await;
+    match config.is_cache() {
+        true => cache(&mut report, config, &places),
+        false => postgres(&mut report, config, &places).await,
+    }
     directories(&mut report, config, &places, home).await;
     encryption(&mut report, config, &places);
     sockets(&mut report, &places);
@@ -132,6 +135,21 @@ fn running(report: &mut Report, places: &Places) -> bool {
         false => report.ok("daemon", "does not run"),
     }
     is_locked
+}
+
+/// A cache takes the place of no database.
+fn cache(report: &mut Report, config: &Config, places: &Places) {
+    let database = places.data.join("postgres");
+    let (mode, ttl) = (config.node.mode.as_str(), config.database.cache.ttl);
+    match database.exists() {
+        false => report.ok("cache", format!("`node.mode: {mode}`: nothing is kept for longer than {ttl}")),
+        true => report.note(
+            "cache",
+            Status::Fail,
+            format!("`{}` is the database of a full node", database.display()),
+            "choose another directory with --data-dir, or set `node.mode: full`",
+        ),
+    }
 }
 
 async fn postgres(report: &mut Report, config: &Config, places: &Places) {

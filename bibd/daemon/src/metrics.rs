@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bibd_cache::{Swept, Usage};
 use bibd_catalog::StatementCount;
 use bibd_catalog::statistics::Statistics;
 use prometheus::{
@@ -76,6 +77,49 @@ pub struct DatabaseMetrics {
     wal: IntCounter,
     /// `bibd_postgres_database_bytes`.
     size: IntGauge,
+}
+
+/// What a cache node keeps of others.
+#[derive(Debug)]
+pub struct CacheMetrics {
+    /// `bibd_cache_records`.
+    records: IntGauge,
+    /// `bibd_cache_pages`.
+    pages: IntGauge,
+    /// `bibd_cache_bytes`.
+    bytes: IntGauge,
+    /// `bibd_cache_expired_total`.
+    expired: IntCounter,
+}
+
+impl CacheMetrics {
+    /// Registers everything; only a node that has a cache does.
+    ///
+    /// # Errors
+    /// When a name is registered twice, which is a mistake in the program.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let expired = IntCounter::new("bibd_cache_expired_total", "Records and pages that were too old.")?;
+        registry.register(Box::new(expired.clone()))?;
+        Ok(Self {
+            records: gauge("bibd_cache_records", "Records of other nodes in the cache.")?,
+            pages: gauge("bibd_cache_pages", "Pages in the cache.")?,
+            bytes: gauge("bibd_cache_bytes", "Bytes of records and pages in the cache.")?,
+            expired,
+        })
+    }
+
+    /// Shows what a sweep left and what it removed.
+    pub fn set(&self, usage: &Usage, swept: &Swept) {
+        for (gauge, now) in [(&self.records, usage.records), (&self.pages, usage.pages), (&self.bytes, usage.bytes)] {
+            gauge.set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
+        self.expired.inc_by(swept.records + swept.pages);
+    }
 }
 
 /// What tells statements apart.

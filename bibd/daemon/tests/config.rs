@@ -113,7 +113,7 @@ fn what_this_version_cannot_do_is_refused_with_the_reason() {
             "database.container.selinux_relabel",
             "has a colon",
         ),
-        ("node:\n  mode: proxy\n", "node.mode", "only `full` is available in this version"),
+        ("node:\n  mode: selective\n", "node.mode", "`selective` with PostgreSQL is not available in this version"),
         ("grpc:\n  max_message_bytes: 1MiB\n", "grpc.max_message_bytes", "must be 4MiB to 64MiB"),
         ("blobs:\n  trash_hours: 1\n", "blobs.trash_hours", "must be at least 24"),
         ("audit:\n  checkpoint_seconds: 0\n", "audit.checkpoint_seconds", "must be 1 to 3600"),
@@ -144,7 +144,7 @@ fn broken_files_are_named_with_their_line() {
 #[test]
 fn all_problems_are_told_at_once() {
     let problems =
-        config::load(&yaml("grpc:\n  max_stream: 7\nlog:\n  level: loud\nnode:\n  mode: proxy\n")).unwrap_err();
+        config::load(&yaml("grpc:\n  max_stream: 7\nlog:\n  level: loud\nnode:\n  mode: selective\n")).unwrap_err();
     assert_eq!(problems.0.len(), 3, "{problems}");
 }
 

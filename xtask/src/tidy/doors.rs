@@ -3,7 +3,7 @@
 use super::{Finding, Tree, code_lines, has_word, is_test};
 
 /// Rooms that contain SQL.
-const SQL_ROOMS: &[&str] = &["bibd/catalog/", "bibd/postgres/"];
+const SQL_ROOMS: &[&str] = &["bibd/catalog/", "bibd/cache/", "bibd/postgres/"];
 /// The composition root opens the pools that both rooms need: it names connection types and never a query.
 const POOLS_ARE_OPENED_IN: &[&str] =
     &["bibd/daemon/src/app.rs", "bibd/daemon/src/foundation.rs", "bibd/daemon/src/pools.rs"];
@@ -37,7 +37,7 @@ fn outside<'a>(tree: &'a Tree, rooms: &'a [&'a str]) -> impl Iterator<Item = (&'
     files.flat_map(|(path, text)| code_lines(text).map(move |(number, line)| (path, number, line)))
 }
 
-/// SQL only in `catalog` and `postgres`.
+/// SQL only in `catalog`, `cache` and `postgres`.
 pub(super) fn sql_at_home(tree: &Tree) -> Vec<Finding> {
     let repair = "move the statement into bibd/catalog and call it from here";
     outside(tree, SQL_ROOMS)

@@ -72,7 +72,10 @@ fn held(node: pb::GetSelfNodeResponse) -> StatusRow {
         stored_bytes: Some(storage.stored_bytes),
         raw_bytes: Some(storage.raw_bytes),
         disk_free_bytes: Some(storage.disk_free_bytes),
-        database: Some(format!("PostgreSQL {} ({})", database.version, database.provisioner)),
+        database: Some(match database.provisioner.as_str() {
+            "sqlite" => format!("SQLite {} (a cache)", database.version),
+            provisioner => format!("PostgreSQL {} ({provisioner})", database.version),
+        }),
         schema: Some(database.schema),
         epoch: Some(node.epoch),
         listen_addresses: Some(node.listen_addresses),

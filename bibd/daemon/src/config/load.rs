@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::locate::{line_of, line_of_item};
-use super::{Backend, Config, Mode, Provisioner};
+use super::{AtRestMode, Backend, Cache, Config, Mode, Provisioner};
 
 /// The prefix of environment variables: `BIBD__GRPC__LISTEN` is `grpc.listen`.
 pub const ENVIRONMENT_PREFIX: &str = "BIBD__";
@@ -378,25 +378,46 @@ fn fitting(defaults: &Value, key: &str, value: &Value, origin: &Origin) -> Resul
 
 type Finding = (&'static str, String, String);
 
+/// What a cache node does not have, so that nobody believes in a backup or an encryption that is not there.
+fn check_cache(config: &Config, refuse: &mut impl FnMut(&'static str, &str, &str)) {
+    let nothing = "a cache has nothing of its own to keep: only a full node has this";
+    for (key, is_set) in [
+        ("backup.store", config.backup.store.is_some()),
+        ("database.break_glass.enabled", config.database.break_glass.enabled),
+        ("encryption.at_rest", config.encryption.at_rest != AtRestMode::Off),
+    ] {
+        if is_set {
+            refuse(key, nothing, "remove it, or set `node.mode: full`");
+        }
+    }
+    let Cache { ttl, max_size } = &config.database.cache;
+    if !(60..=30 * 86_400).contains(&ttl.0.as_secs()) {
+        refuse("database.cache.ttl", "must be 1m to 30d", "1d is usual");
+    }
+    if max_size.0 < 16 << 20 {
+        refuse("database.cache.max_size", "must be at least 16MiB", "1GiB is usual");
+    }
+}
+
 /// What types alone cannot say.
 fn check(config: &Config) -> Vec<Finding> {
     let mut found: Vec<Finding> = Vec::new();
     let mut refuse = |key, message: &str, hint: &str| found.push((key, message.to_owned(), hint.to_owned()));
-    if config.database.backend == Backend::Sqlite {
-        if config.node.mode == Mode::Full {
-            refuse(
-                "database.backend",
-                "a full node needs the managed PostgreSQL: SQLite has no roles, so nothing would keep a job or an \
-                 injected statement away from the catalog and the audit log",
-                "remove `database.backend`",
-            );
-        } else {
-            refuse("database.backend", "SQLite nodes are not available in this version", "remove `database.backend`");
-        }
+    if config.node.mode == Mode::Full && config.database.backend == Backend::Sqlite {
+        refuse(
+            "database.backend",
+            "a full node needs the managed PostgreSQL: SQLite has no roles, so nothing would keep a job or an \
+             injected statement away from the catalog and the audit log",
+            "remove `database.backend`",
+        );
     }
-    if config.node.mode != Mode::Full {
-        let message = "only `full` is available in this version: the other modes come with the network between nodes";
-        refuse("node.mode", message, "set it to `full` or remove it");
+    if config.node.mode == Mode::Selective && config.database.backend == Backend::Postgres {
+        let message =
+            "`selective` with PostgreSQL is not available in this version: it comes with the network between nodes";
+        refuse("node.mode", message, "set it to `full`, or set `database.backend: sqlite` for a cache");
+    }
+    if config.is_cache() {
+        check_cache(config, &mut refuse);
     }
     if config.database.provisioner == Provisioner::Kubernetes {
         let message = "not available in this version: PostgreSQL runs in a container or as a process of this machine";

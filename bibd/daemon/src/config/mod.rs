@@ -95,7 +95,8 @@ impl Mode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
-    /// `full`. `selective` and `proxy` come with the network and are refused in this version.
+    /// `full`; or `proxy`, and `selective` with `database.backend: sqlite`: a cache of other nodes, which has nothing of its
+    /// own. `selective` with PostgreSQL comes with the network and is refused in this version.
     pub mode: Mode,
 }
 
@@ -278,7 +279,7 @@ pub enum Provisioner {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Database {
-    /// `postgres`. `sqlite` comes with `proxy` nodes and is refused in this version.
+    /// `postgres`; or `sqlite` for nodes that are never authoritative. A `proxy` node always has SQLite.
     pub backend: Backend,
     /// `auto`, `process` or `container`. Once there is a database its own provisioner stays.
     pub provisioner: Provisioner,
@@ -306,6 +307,24 @@ pub struct Database {
     pub rotation: Rotation,
     /// Opening it to a person for a while.
     pub break_glass: BreakGlass,
+    /// The cache of a node that is never authoritative, instead of all of the above.
+    pub cache: Cache,
+}
+
+/// What a node that is never authoritative keeps of others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// How long what was fetched is given out, 1 minute to 30 days.
+    pub ttl: Span,
+    /// How much is kept, at least 16 MiB; the oldest goes first.
+    pub max_size: Size,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { ttl: Span(Duration::from_secs(86_400)), max_size: Size(1 << 30) }
+    }
 }
 
 /// New passwords for the database's logins.
@@ -339,6 +358,7 @@ impl Default for Database {
             stop_timeout: Span(Duration::from_secs(60)),
             rotation: Rotation::default(),
             break_glass: BreakGlass::default(),
+            cache: Cache::default(),
         }
     }
 }
@@ -549,6 +569,16 @@ impl Default for Limits {
 }
 
 impl Config {
+    /// Is this a node with a cache instead of a database of its own?
+    #[must_use]
+    pub fn is_cache(&self) -> bool {
+        match self.node.mode {
+            Mode::Full => false,
+            Mode::Selective => self.database.backend == Backend::Sqlite,
+            Mode::Proxy => true,
+        }
+    }
+
     /// The JSON schema of the configuration file.
     #[must_use]
     pub fn schema() -> serde_json::Value {

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod auth;
 pub mod break_glass;
+pub(crate) mod cache_node;
 pub mod call;
 pub mod connections;
 pub mod dataset;

@@ -16,6 +16,7 @@ pub mod backup;
 pub mod base;
 pub mod bootstrap;
 pub mod break_glass;
+pub mod cache_node;
 mod check;
 pub mod checkpoints;
 pub mod chunk_reader;

@@ -1,0 +1,3 @@
+DROP TABLE total;
+DROP TABLE page;
+DROP TABLE record;
