@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Chunk data stays a shared buffer from the socket to the disk.
         .bytes(".bib.v1")
         // It holds a secret, and nothing may print it.
-        .skip_debug(["bib.v1.SetBackupCredentialsRequest"])
+        .skip_debug(["bib.v1.SetBackupCredentialsRequest", "bib.v1.SetStorageCredentialsRequest"])
         .compile_fds(descriptors)?;
     Ok(())
 }

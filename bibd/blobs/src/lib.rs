@@ -1,6 +1,7 @@
-//! Content-addressed chunks on disk: `blobs/ab/cd/<sha256>`, and the trash and quarantine beside them.
+//! Content-addressed chunks on disk: `blobs/ab/cd/<sha256>`, and the trash and quarantine beside them; and chunks that
+//! moved on into a bucket ([`objects`]).
 //!
-//! This room owns files. It never speaks SQL and never decides whether a chunk is wanted: state, references and
+//! This room owns files and objects. It never speaks SQL and never decides whether a chunk is wanted: state, references and
 //! leases are rows of the catalog, which the daemon's services combine with this store. What it promises: a chunk is
 //! visible only after its SHA-256 was checked; what [`BlobStore::put_many`] has returned survives a power cut;
 //! what a read returns is what was put, or a typed error.
@@ -21,6 +22,7 @@ mod disk;
 mod error;
 mod failpoints;
 mod in_place;
+pub mod objects;
 pub mod put;
 mod read;
 mod scrub;
@@ -31,6 +33,7 @@ pub use chunk::{Encoding, Frame, Incoming, Location, MAX_CHUNK_BYTES, MAX_FRAME_
 pub use error::{Damage, OpenError, ReadError, StoreError};
 pub use failpoints::Failpoints;
 pub use in_place::FileGuard;
+pub use objects::{Fetched, FoundObject, ObjectError, ObjectName, Objects};
 pub use scrub::{Depth, Expected, FileState, Finding, ScrubBudget, ScrubPage, ScrubbedFile};
 pub use store::{BlobStore, Compression, Settings, Usage};
 pub use trash::Restored;

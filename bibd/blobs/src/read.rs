@@ -46,6 +46,14 @@ impl BlobStore {
         Ok(frames.unwrap_or_else(|| codec::split_raw(&whole.raw)))
     }
 
+    /// A chunk as it lies on disk, checked: for who copies it elsewhere.
+    ///
+    /// # Errors
+    /// As [`BlobStore::read`].
+    pub async fn read_stored(&self, location: &Location, hash: &Hash, raw_len: u32) -> Result<Bytes, ReadError> {
+        Ok(self.read_verified(location, hash, raw_len, Purpose::Scan).await?.file)
+    }
+
     /// Whether a file of that name exists in the store; its contents are not looked at.
     ///
     /// # Errors
@@ -71,9 +79,7 @@ impl BlobStore {
         }
         let (hash, location) = (*hash, location.clone());
         self.blocking(raw_len, move |inner| match location {
-            Location::Store { encoding, stored_bytes } => {
-                inner.read_stored(&hash, encoding, stored_bytes, raw_len, why)
-            }
+            Location::Store { encoding, stored_bytes } => inner.read_file(&hash, encoding, stored_bytes, raw_len, why),
             Location::InPlace { path, offset, guard } => {
                 let raw = in_place::read(&path, offset, &guard, &hash, raw_len)?;
                 Ok(Verified { file: raw.clone(), whole: Whole { encoding: Encoding::Raw, raw } })
@@ -105,7 +111,7 @@ impl BlobStore {
 }
 
 impl Inner {
-    fn read_stored(
+    fn read_file(
         &self,
         hash: &Hash,
         encoding: Encoding,

@@ -1,8 +1,9 @@
-//! Chunks: where each lies, who may know of it, and what keeps it alive.
+//! Chunks: where each lies, who may know of it, and what keeps it alive. Those in object storage: [`objects`].
 
 use bib_core::{DatasetId, Hash, SessionId, Timestamp, UserId};
 use sqlx::FromRow;
 
+use crate::objects::{self, ObjectRow};
 use crate::row::{array, hash, inconsistent, signed};
 use crate::statement::{Class, Statement};
 use crate::{Result, Session, Tx};
@@ -46,6 +47,12 @@ pub struct Located {
     pub chunk: StoredChunk,
     /// In place instead of in the store.
     pub place: Option<Place>,
+    /// Its object, which may be there beside a file.
+    pub object: Option<ObjectRow>,
+    /// The object is all there is.
+    pub is_moved_out: bool,
+    /// The day of the last read that was noted, as [`objects::day`] counts.
+    pub read_day: i32,
     /// A read found it damaged; it is quarantined.
     pub damaged: bool,
 }
@@ -95,14 +102,14 @@ static KNOWN: Statement = Statement::new(
 static PUT: Statement = Statement::new(
     Class::Insert,
     "chunks",
-    "INSERT INTO bib.chunks (hash, raw_length, stored_bytes, encoding, location, state, created_at, changed_at)
-     SELECT r.hash, r.raw_length, r.stored_bytes, r.encoding, 0, 0, $5, $5
+    "INSERT INTO bib.chunks (hash, raw_length, stored_bytes, encoding, location, state, created_at, changed_at, read_day)
+     SELECT r.hash, r.raw_length, r.stored_bytes, r.encoding, 0, 0, $5, $5, $6
      FROM unnest($1::bytea[], $2::int[], $3::int[], $4::smallint[]) AS r(hash, raw_length, stored_bytes, encoding)
      ORDER BY r.hash
      ON CONFLICT (hash) DO UPDATE
      SET state = 0, location = 0, stored_bytes = excluded.stored_bytes, encoding = excluded.encoding,
-         changed_at = excluded.changed_at
-     WHERE chunks.state <> 0 OR chunks.location = 2
+         changed_at = excluded.changed_at, read_day = excluded.read_day
+     WHERE chunks.state <> 0 OR chunks.location <> 0
         OR (chunks.stored_bytes, chunks.encoding) <> (excluded.stored_bytes, excluded.encoding)",
 );
 
@@ -146,9 +153,11 @@ static LOCATE: Statement = Statement::new(
     Class::Select,
     "chunks",
     "SELECT c.hash, c.raw_length, c.stored_bytes, c.encoding, c.location, c.state,
-            p.path, p.byte_offset, p.device, p.inode, p.file_size, p.mtime_ns, p.ctime_ns
+            p.path, p.byte_offset, p.device, p.inode, p.file_size, p.mtime_ns, p.ctime_ns,
+            c.read_day, o.name, o.sealed, o.object_bytes
      FROM bib.chunks c
      LEFT JOIN bib.chunk_places p ON p.chunk = c.hash
+     LEFT JOIN bib.chunk_objects o ON o.chunk = c.hash
      WHERE c.hash = ANY($1)",
 );
 
@@ -212,7 +221,9 @@ static TRASH: Statement = Statement::new(
 static TRASHED: Statement = Statement::new(
     Class::Select,
     "chunks",
-    "SELECT hash, stored_bytes, location FROM bib.chunks WHERE state = 2 AND changed_at < $1 ORDER BY changed_at LIMIT $2",
+    "SELECT hash, stored_bytes, location FROM bib.chunks c WHERE state = 2 AND changed_at < $1
+       AND NOT EXISTS (SELECT 1 FROM bib.chunk_objects o WHERE o.chunk = c.hash)
+     ORDER BY changed_at LIMIT $2",
 );
 
 static FORGET: Statement =
@@ -288,6 +299,10 @@ struct LocatedRow {
     file_size: Option<i64>,
     mtime_ns: Option<i64>,
     ctime_ns: Option<i64>,
+    read_day: i32,
+    name: Option<Vec<u8>>,
+    sealed: Option<bool>,
+    object_bytes: Option<i64>,
 }
 
 impl LocatedRow {
@@ -315,6 +330,9 @@ impl LocatedRow {
                 zstd: self.encoding == 1,
             },
             place,
+            object: objects::object(self.name.as_deref(), self.sealed, self.object_bytes)?,
+            is_moved_out: self.location == 1,
+            read_day: self.read_day,
             damaged: self.state == 3,
         })
     }
@@ -365,6 +383,7 @@ pub async fn put(tx: &mut Tx, lease: SessionId, chunks: &[StoredChunk], now: Tim
         .bind(chunks.iter().map(|c| length(c.stored_bytes)).collect::<Vec<_>>())
         .bind(chunks.iter().map(|c| i16::from(c.zstd)).collect::<Vec<_>>())
         .bind(now.to_offset())
+        .bind(objects::day(now))
         .execute()
         .await?;
     self::lease(tx, lease, &names).await
@@ -476,7 +495,7 @@ pub async fn trash(tx: &mut Tx, chunk: &Hash, now: Timestamp) -> Result<bool> {
     Ok(TRASH.on(tx).bind(&chunk.as_bytes()[..]).bind(now.to_offset()).execute().await? == 1)
 }
 
-/// Chunks that have been in the trash since before `before`.
+/// Chunks that have been in the trash since before `before` and have no object ([`objects::trashed`] has the others).
 ///
 /// # Errors
 /// When the database is gone.

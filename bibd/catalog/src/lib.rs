@@ -23,6 +23,7 @@ pub mod leases;
 mod ledger;
 pub mod migrate;
 pub mod node;
+pub mod objects;
 pub mod pages;
 pub mod records;
 mod row;
@@ -43,6 +44,7 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
         access::STATEMENTS.to_vec(),
         audit::statements(),
         chunks::STATEMENTS.to_vec(),
+        objects::STATEMENTS.to_vec(),
         datasets::STATEMENTS.to_vec(),
         glass::STATEMENTS.to_vec(),
         grants::STATEMENTS.to_vec(),

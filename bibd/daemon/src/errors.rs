@@ -77,7 +77,8 @@ codes! {
     SHUTTING_DOWN = 304, "the daemon is stopping";
     AUDIT_UNAVAILABLE = 305, "the audit log cannot be written";
     BACKUP_FAILED = 306, "a backup cannot be made, read or restored";
-    NOT_AUTHORITATIVE = 309, "this node is a cache and has nothing of its own";
+    OBJECTS_UNAVAILABLE = 307, "object storage cannot be used";
+    NOT_AUTHORITATIVE = 308, "this node is a cache and has nothing of its own";
     CONFIG_INVALID = 400, "the configuration is not valid";
     DATA_DIR_LOCKED = 401, "another daemon uses this data directory";
     DATA_DIR_UNUSABLE = 402, "the data directory cannot be used";

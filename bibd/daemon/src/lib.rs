@@ -30,7 +30,7 @@ pub mod metrics;
 pub mod own_secret;
 pub mod pools;
 pub mod ready;
-pub mod s3;
+pub use bibd_s3 as s3;
 pub mod secrets;
 pub mod services;
 pub mod space;

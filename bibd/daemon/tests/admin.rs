@@ -166,7 +166,7 @@ async fn the_database_passes_its_checklist_and_the_store_is_scrubbed_and_collect
     let dry = calls.collect_garbage(pb::CollectGarbageRequest { dry_run: true }).await.unwrap().into_inner();
     assert_eq!((dry.chunks, dry.pages), (0, 0));
     calls.collect_garbage(pb::CollectGarbageRequest { dry_run: false }).await.unwrap();
-    let words = all(calls.scrub(pb::ScrubRequest {}).await.unwrap().into_inner()).await;
+    let words = all(calls.scrub(pb::ScrubRequest::default()).await.unwrap().into_inner()).await;
     assert!(words.last().unwrap().finished && words.iter().all(|word| word.kind.is_empty()));
     assert_eq!(node.entries("store.scrub").await.len(), 1);
     let logs = pb::StreamLogsRequest { level: "trace".to_owned(), tail: 1000, follow: false };
@@ -288,7 +288,10 @@ async fn nobody_but_an_admin_gets_any_of_it_and_shutdown_stops_the_daemon() {
         move_database pb::MoveDatabaseRequest { to: "process".to_owned(), dry_run: true };
         export_recovery pb::ExportRecoveryRequest::default();
         collect_garbage pb::CollectGarbageRequest::default();
-        scrub pb::ScrubRequest {};
+        scrub pb::ScrubRequest::default();
+        get_storage_status pb::GetStorageStatusRequest {};
+        move_chunks pb::MoveChunksRequest::default();
+        set_storage_credentials pb::SetStorageCredentialsRequest::default();
         shutdown pb::ShutdownRequest::default();
     }
     for (method, answer) in answers {

@@ -91,7 +91,7 @@ async fn a_proxy_starts_without_postgresql_says_how_it_is_and_refuses_the_rest_w
     assert!(storage.path.ends_with("data/cache/cache.sqlite") && storage.stored_bytes > 0, "{storage:?}");
 
     let refused = client.topics().list_page(Default::default()).await.unwrap_err();
-    assert_eq!((refused.code(), refused.kind()), (Some("BIB0309"), ErrorKind::Conflict), "{refused}");
+    assert_eq!((refused.code(), refused.kind()), (Some("BIB0308"), ErrorKind::Conflict), "{refused}");
     assert!(refused.to_string().contains("`node.mode: proxy`"), "{refused}");
     assert!(refused.hint().unwrap().contains("full node"), "{refused}");
 

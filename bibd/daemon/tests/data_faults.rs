@@ -219,7 +219,7 @@ async fn a_corrupt_chunk_is_quarantined_noted_and_healed_by_the_next_publish() {
     let orphan = bibd_blobs::Incoming::raw(Hash::of(b"orphan"), Bytes::from_static(b"orphan"));
     lab.base.blobs.put_many(vec![orphan]).await.unwrap();
     let (sender, mut told) = mpsc::channel(64);
-    lab.data.scrub.scrub(&admin.call, sender).await.unwrap();
+    lab.data.scrub.scrub(&admin.call, false, sender).await.unwrap();
     let mut found = Vec::new();
     while let Some(word) = told.recv().await {
         found.extend(word.unwrap().finding.map(|finding| (finding.kind, finding.chunk)));

@@ -21,7 +21,7 @@ const ROOMS_OF_LIBRARIES: &[(&str, &[&str])] = &[
     ("libp2p", &["bibd/network/"]),
     ("datafusion", &["bibd/query/"]),
     ("bollard", &["bibd/postgres/"]),
-    ("object_store", &["bibd/daemon/src/s3/"]),
+    ("object_store", &["bibd/s3/"]),
     ("kube", &["bibd/postgres/"]),
     ("axum", &["bibd/daemon/"]),
     ("russh", &["bibd/daemon/"]),

@@ -140,8 +140,24 @@ impl Admin {
     }
 
     /// Reads stored chunks again: progress and findings.
-    pub async fn scrub(&self) -> Result<Answers<pb::ScrubResponse>> {
-        stream!(self, AdminServiceClient, scrub, pb::ScrubRequest {})
+    pub async fn scrub(&self, objects: bool) -> Result<Answers<pb::ScrubResponse>> {
+        stream!(self, AdminServiceClient, scrub, pb::ScrubRequest { objects })
+    }
+
+    /// How object storage is, and which chunks lie where.
+    pub async fn storage_status(&self) -> Result<pb::GetStorageStatusResponse> {
+        call!(self, Yes, AdminServiceClient, get_storage_status, pb::GetStorageStatusRequest {})
+    }
+
+    /// Moves chunks to object storage or back to disk: progress, then a last word.
+    pub async fn move_chunks(&self, request: pb::MoveChunksRequest) -> Result<Answers<pb::MoveChunksResponse>> {
+        stream!(self, AdminServiceClient, move_chunks, request)
+    }
+
+    /// Seals the credentials of the node's object storage, as they stand in `~/.aws/credentials`.
+    pub async fn set_storage_credentials(&self, credentials: &str) -> Result<pb::SetStorageCredentialsResponse> {
+        let message = pb::SetStorageCredentialsRequest { credentials: credentials.to_owned() };
+        call!(self, No, AdminServiceClient, set_storage_credentials, message)
     }
 
     /// Makes a backup: progress, then the backup in the last answer.

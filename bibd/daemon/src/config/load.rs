@@ -211,6 +211,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { origin, key: key.to_owned(), message, hint: Some(hint) });
     }
+    for (key, message, hint) in super::tier::check(&config.blobs.tier) {
+        let origin = origins.get(&key).cloned().unwrap_or(Origin::Default);
+        problems.push(Problem { origin, key, message, hint: Some(hint) });
+    }
     for finding in super::audit::check(&config.audit) {
         let origin = origin_of_item(origins.get(finding.key), sources, finding.key, finding.item);
         let (key, message) = (finding.key.to_owned(), finding.message);

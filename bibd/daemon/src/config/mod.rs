@@ -19,6 +19,7 @@ pub mod load;
 mod locate;
 pub mod places;
 pub mod store;
+mod tier;
 pub mod units;
 
 pub use break_glass::{Access as GlassAccess, AllowedUser, AuditLevel, BreakGlass, Notification};
@@ -26,6 +27,7 @@ pub use container::Container;
 pub use load::{Loaded, Origin, Problem, Sources, load};
 pub use places::Places;
 pub use store::{S3, StoreLocation};
+pub use tier::{Seal, Tier};
 pub use units::{Size, Span};
 
 /// Keys that `AdminService.UpdateConfig` may change while the daemon runs.
@@ -391,6 +393,8 @@ pub struct Blobs {
     pub in_flight_bytes: Size,
     /// How often every stored chunk is read and checked. `0` means never.
     pub scrub_interval: Span,
+    /// Object storage, for chunks that nobody has read for long.
+    pub tier: Tier,
 }
 
 impl Default for Blobs {
@@ -402,6 +406,7 @@ impl Default for Blobs {
             staging_quota_bytes: Size(1 << 40),
             in_flight_bytes: Size(64 << 20),
             scrub_interval: Span(Duration::from_secs(30 * 86_400)),
+            tier: Tier::default(),
         }
     }
 }

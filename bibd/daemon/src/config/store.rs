@@ -138,10 +138,25 @@ impl Default for S3 {
     }
 }
 
+impl S3 {
+    /// As the room of S3 takes them.
+    #[must_use]
+    pub fn settings(&self) -> bibd_s3::Settings {
+        bibd_s3::Settings {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            path_style: self.path_style,
+            ca_file: self.ca_file.clone(),
+            timeout: self.timeout.0,
+            part_bytes: usize::try_from(self.part_size.0).unwrap_or(usize::MAX),
+        }
+    }
+}
+
 /// What is wrong with a section: key, sentence, hint.
 pub(super) type Refusal = (&'static str, &'static str, &'static str);
 
-/// What types alone cannot say about the store.
+/// What types alone cannot say about the store of backups.
 pub(super) fn check(store: Option<&StoreLocation>, s3: &S3) -> Vec<Refusal> {
     let mut found = Vec::new();
     match store {
@@ -152,6 +167,13 @@ pub(super) fn check(store: Option<&StoreLocation>, s3: &S3) -> Vec<Refusal> {
         )),
         _ => {}
     }
+    found.extend(check_s3(s3));
+    found
+}
+
+/// What types alone cannot say about how a bucket is reached. The keys are those of backups.
+pub(super) fn check_s3(s3: &S3) -> Vec<Refusal> {
+    let mut found = Vec::new();
     if let Some(endpoint) = &s3.endpoint {
         found.extend(check_endpoint(endpoint, s3.allow_http));
     }

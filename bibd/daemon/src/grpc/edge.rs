@@ -38,6 +38,7 @@ use crate::services::recovery::Recovery;
 use crate::services::recovery_check::RecoveryCheck;
 use crate::services::refusals::Refusals;
 use crate::services::rotation::Rotation;
+use crate::services::tier::Tier;
 use crate::services::topic::TopicUseCases;
 use crate::services::users::Users;
 use crate::services::{accounts, alert_delivery, alerts, export, retention, tasks};
@@ -78,7 +79,8 @@ impl Edge {
         let node = NodeUseCases::new(foundation.clone(), base.clone());
         let datasets = DatasetUseCases::new(base.clone(), topics.clone());
         let registry = &foundation.metrics.registry;
-        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), registry)?;
+        let tier = Tier::open(foundation, base.clone())?;
+        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), tier, registry)?;
         data.start(&foundation.supervisor);
         let rotation = Rotation::new(foundation, base.clone());
         let rotating = rotation.clone();
@@ -111,6 +113,8 @@ impl Edge {
             backups,
             collector: data.collector.clone(),
             scrub: data.scrub.clone(),
+            tier: data.tier.clone(),
+            secrets: foundation.secrets.clone(),
             logs: foundation.logs.clone(),
             clock: Arc::clone(&foundation.clock),
         };

@@ -5,7 +5,7 @@
 
 use bib_core::Hash;
 use bibd_audit::Outcome;
-use bibd_blobs::{Encoding, FileGuard, Frame, Location, ReadError};
+use bibd_blobs::{Encoding, Fetched, FileGuard, Frame, Location, ReadError};
 use bibd_catalog::chunks::{self, Located};
 use bytes::Bytes;
 use prometheus::IntCounter;
@@ -15,19 +15,23 @@ use super::base::Base;
 use super::error::ServiceError;
 use super::journal::Act;
 use super::store_errors::{damage, damaged, not_read};
+use super::tier::Tier;
+use super::tier::reading::Looked;
+use crate::errors::ErrorCode;
 
 /// Reads chunks. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ChunkReader {
     base: Base,
+    tier: Tier,
     damaged: IntCounter,
 }
 
 impl ChunkReader {
-    /// Over the node; `damaged` counts the chunks that were found damaged.
+    /// Over the node and its object storage; `damaged` counts the chunks that were found damaged.
     #[must_use]
-    pub fn new(base: Base, damaged: IntCounter) -> Self {
-        Self { base, damaged }
+    pub fn new(base: Base, tier: Tier, damaged: IntCounter) -> Self {
+        Self { base, tier, damaged }
     }
 
     /// The raw bytes of a chunk, checked.
@@ -35,11 +39,13 @@ impl ChunkReader {
     /// # Errors
     /// [`ServiceError::Integrity`] when it is damaged or missing.
     pub async fn read(&self, chunk: &Located) -> Result<Bytes, ServiceError> {
-        self.refuse_damaged(chunk)?;
-        let read = self.base.blobs.read(&location(chunk), &chunk.chunk.hash, chunk.chunk.raw_length).await;
-        match read {
+        let chunk = match self.begin(chunk).await? {
+            Begun::Fetched(fetched) => return Ok(fetched.raw),
+            Begun::OnDisk(chunk) => chunk,
+        };
+        match self.base.blobs.read(&location(&chunk), &chunk.chunk.hash, chunk.chunk.raw_length).await {
             Ok(bytes) => Ok(bytes),
-            Err(error) => Err(self.report(error).await),
+            Err(error) => Ok(self.rescued(&chunk, error).await?.raw),
         }
     }
 
@@ -48,12 +54,63 @@ impl ChunkReader {
     /// # Errors
     /// As [`ChunkReader::read`].
     pub async fn read_encoded(&self, chunk: &Located) -> Result<Vec<Frame>, ServiceError> {
-        self.refuse_damaged(chunk)?;
-        let read = self.base.blobs.read_encoded(&location(chunk), &chunk.chunk.hash, chunk.chunk.raw_length).await;
-        match read {
+        let chunk = match self.begin(chunk).await? {
+            Begun::Fetched(fetched) => return Ok(fetched.frames()),
+            Begun::OnDisk(chunk) => chunk,
+        };
+        match self.base.blobs.read_encoded(&location(&chunk), &chunk.chunk.hash, chunk.chunk.raw_length).await {
             Ok(frames) => Ok(frames),
-            Err(error) => Err(self.report(error).await),
+            Err(error) => Ok(self.rescued(&chunk, error).await?.frames()),
         }
+    }
+
+    /// A chunk's file is missing or damaged, in these words: makes it whole from object storage, or takes note. Whether
+    /// it is whole.
+    ///
+    /// # Errors
+    /// When object storage does not answer, so that nobody knows; or the catalog or the log.
+    pub async fn rescue_or_note(&self, chunk: &Hash, why: &str) -> Result<bool, ServiceError> {
+        let mut session = self.base.db.read().await?;
+        let located = chunks::locate(&mut session, &[*chunk]).await?.pop();
+        drop(session);
+        if let Some(located) = located
+            && self.tier.rescue(&located).await?.is_some()
+        {
+            return Ok(true);
+        }
+        self.note_damage(chunk, why).await.map(|()| false)
+    }
+
+    /// What lies in object storage alone is fetched; anything else is on disk.
+    async fn begin(&self, chunk: &Located) -> Result<Begun, ServiceError> {
+        self.refuse_damaged(chunk)?;
+        self.tier.note_read(chunk);
+        if !chunk.is_moved_out {
+            return Ok(Begun::OnDisk(Box::new(chunk.clone())));
+        }
+        match self.tier.fetch(chunk).await.map_err(not_told)? {
+            Looked::Found(fetched) => Ok(Begun::Fetched(fetched)),
+            Looked::OnDisk(now) => {
+                self.refuse_damaged(&now)?;
+                Ok(Begun::OnDisk(now))
+            }
+            Looked::No(why) => {
+                let hash = chunk.chunk.hash;
+                tracing::error!(chunk = %hash, why, "a chunk in object storage cannot be read");
+                self.note(&hash, &why).await;
+                Err(damaged(&hash, &why))
+            }
+        }
+    }
+
+    /// The chunk from object storage instead of its file that cannot be read; else the file's error.
+    async fn rescued(&self, chunk: &Located, error: ReadError) -> Result<Fetched, ServiceError> {
+        if damage(&error).is_some()
+            && let Some(fetched) = self.tier.rescue(chunk).await.map_err(not_told)?
+        {
+            return Ok(fetched);
+        }
+        Err(self.report(error).await)
     }
 
     /// Takes note that a chunk is damaged: in its row, in the audit log and in the metrics. Says nothing twice.
@@ -70,7 +127,7 @@ impl ChunkReader {
         let touched = chunks::named_by(&mut tx, chunk).await?;
         let datasets: Vec<String> = touched.iter().take(32).map(ToString::to_string).collect();
         let act = Act::new("chunk.damaged", format!("chunk:{chunk}"), json!({"why": why, "datasets": datasets}));
-        let outcome = Outcome::Failed(crate::errors::ErrorCode::INTEGRITY.to_string());
+        let outcome = Outcome::Failed(ErrorCode::INTEGRITY.to_string());
         self.base.journal.commit_with(tx, &call, act, outcome).await?;
         Ok(())
     }
@@ -82,11 +139,34 @@ impl ChunkReader {
     async fn report(&self, error: ReadError) -> ServiceError {
         let Some((chunk, why)) = damage(&error) else { return not_read(error) };
         tracing::error!(%chunk, error = &error as &dyn std::error::Error, "a chunk cannot be read");
-        if let Err(error) = self.note_damage(&chunk, &why).await {
-            tracing::error!(%chunk, error = &error as &dyn std::error::Error, "the damage could not be noted");
-        }
+        self.note(&chunk, &why).await;
         damaged(&chunk, &why)
     }
+
+    async fn note(&self, chunk: &Hash, why: &str) {
+        if let Err(error) = self.note_damage(chunk, why).await {
+            tracing::error!(%chunk, error = &error as &dyn std::error::Error, "the damage could not be noted");
+        }
+    }
+}
+
+/// Whoever reads data is not told which bucket it is and what it said: that is for who runs the node.
+fn not_told(error: ServiceError) -> ServiceError {
+    match error {
+        ServiceError::Unavailable { code: code @ ErrorCode::OBJECTS_UNAVAILABLE, retry_after, .. } => {
+            let sentence = "a chunk lies in the node's object storage, which cannot be used at the moment".to_owned();
+            ServiceError::Unavailable { code, sentence, retry_after }
+        }
+        other => other,
+    }
+}
+
+/// How the reading of a chunk begins.
+enum Begun {
+    /// It came from object storage.
+    Fetched(Box<Fetched>),
+    /// It lies on disk, as this says.
+    OnDisk(Box<Located>),
 }
 
 fn location(chunk: &Located) -> Location {

@@ -3,9 +3,10 @@
 //! A reconciler in small steps, each its own transaction with its own audit entry: sessions end, dead pages go (and with
 //! them what they name), dead chunks are doomed; in the next transaction, under the chunks' locks, their files move to
 //! the trash; after 24 hours the trash is emptied. Whatever is killed in between is taken up by the next round. An
-//! upload of a doomed or trashed chunk revives it. Memory: one slice.
+//! upload of a doomed or trashed chunk revives it. A chunk with an object in object storage leaves the trash with it.
+//! Memory: one slice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use bib_core::access::Verb;
 use bib_core::layout::LayoutPage;
 use bib_core::{Hash, Timestamp};
 use bibd_catalog::chunks::{self, Named};
+use bibd_catalog::objects::{self, ObjectRow};
 use bibd_catalog::pages::{self, PageKind};
 use bibd_catalog::{Read, Tx, leases};
 use serde_json::json;
@@ -28,7 +30,9 @@ use super::journal::Act;
 use super::page_list::{self, PageListError, ordered};
 use super::reference;
 use super::store_errors::not_stored;
+use super::tier::Tier;
 use crate::actor::Call;
+use crate::errors::ErrorCode;
 use crate::supervisor::TaskResult;
 
 /// How often the background task looks.
@@ -43,6 +47,9 @@ const TRASH_SLICE: u32 = 64;
 /// The trash keeps chunks for so long.
 const TRASH_SECONDS: i64 = 24 * 60 * 60;
 
+/// Chunks whose objects are deleted in one transaction, at once: as long as that takes, an upload of one of them waits.
+const OBJECT_SLICE: u32 = 16;
+
 /// Chunks that are named in the answer to a person.
 const NAMED: usize = 1000;
 
@@ -50,6 +57,7 @@ const NAMED: usize = 1000;
 #[derive(Debug, Clone)]
 pub struct CollectorUseCases {
     base: Base,
+    tier: Tier,
     activity: Activity,
     /// One collection at a time: two would only wait for each other.
     running: Arc<Mutex<()>>,
@@ -90,8 +98,8 @@ const REASON: &str = "no page of a kept version names it and no upload session h
 impl CollectorUseCases {
     /// Over the node.
     #[must_use]
-    pub fn new(base: Base, activity: Activity) -> Self {
-        Self { base, activity, running: Arc::default(), asked: TaskTracker::new() }
+    pub fn new(base: Base, tier: Tier, activity: Activity) -> Self {
+        Self { base, tier, activity, running: Arc::default(), asked: TaskTracker::new() }
     }
 
     /// The background task.
@@ -138,7 +146,38 @@ impl CollectorUseCases {
         self.doom(call, &mut collected).await?;
         self.trash(call).await?;
         self.empty_trash(call, &mut collected).await?;
+        match self.delete_objects(call).await {
+            // They wait in the trash until the store is back.
+            Err(error @ (ServiceError::Unavailable { .. } | ServiceError::Conflict { .. })) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "objects of collected chunks are not deleted yet"
+                );
+            }
+            outcome => outcome?,
+        }
         Ok(collected)
+    }
+
+    /// Chunks that have an object leave the trash with it: the row is locked, the object goes, the row goes.
+    async fn delete_objects(&self, call: &Call) -> Result<(), ServiceError> {
+        let before = self.base.now().plus_seconds(-TRASH_SECONDS);
+        loop {
+            let mut tx = self.base.begin(call, "collector").await?;
+            let mut gone = Vec::new();
+            for (chunk, object) in objects::trashed(&mut tx, before, OBJECT_SLICE).await? {
+                if chunks::forget(&mut tx, &chunk, before).await? {
+                    gone.push(object);
+                }
+            }
+            if gone.is_empty() {
+                return Ok(tx.rollback().await?);
+            }
+            // Dropped with an error, the transaction leaves the rows as they were.
+            futures::future::try_join_all(gone.iter().map(|object| self.tier.remove(object))).await?;
+            let bytes: u64 = gone.iter().map(|object| object.bytes).sum();
+            self.commit(tx, call, "objects", json!({"chunks": gone.len(), "bytes": bytes})).await?;
+        }
     }
 
     /// Everything that a collection would remove: it is removed in a transaction that is then undone.
@@ -307,28 +346,54 @@ impl CollectorUseCases {
         let _running = self.running.lock().await;
         let mut collected = Collected::default();
         self.collect_pages(call, &mut collected).await?;
+        let mut left: u64 = 0;
         for slice in named.chunks(TRASH_SLICE as usize) {
             let now = self.base.now();
             let mut tx = self.base.begin(call, "collector").await?;
             let dead = chunks::doom_these(&mut tx, slice, now).await?;
-            let mut removed: u64 = 0;
+            let names: Vec<Hash> = dead.iter().map(|(chunk, _)| chunk.hash).collect();
+            let objects: HashMap<Hash, ObjectRow> = objects::of(&mut tx, &names).await?.into_iter().collect();
+            let (mut removed, mut kept): (u64, u64) = (0, 0);
             for (chunk, in_place) in &dead {
-                if !chunks::trash(&mut tx, &chunk.hash, now).await? {
+                let object = objects.get(&chunk.hash);
+                // Where the object cannot be removed now, the chunk has been in the trash for long enough already: the
+                // very next collection tries again.
+                let since = object.map_or(now, |_| now.plus_seconds(-TRASH_SECONDS - 1));
+                if !chunks::trash(&mut tx, &chunk.hash, since).await? {
                     continue;
                 }
                 if !in_place {
                     self.base.blobs.remove(&chunk.hash).await.map_err(not_stored)?;
                 }
-                chunks::forget(&mut tx, &chunk.hash, at_once(now)).await?;
-                removed += 1;
+                let is_gone = match object {
+                    Some(object) => self.tier.remove(object).await.is_ok(),
+                    None => true,
+                };
+                if is_gone {
+                    chunks::forget(&mut tx, &chunk.hash, at_once(now)).await?;
+                    removed += 1;
+                } else {
+                    kept += 1;
+                }
             }
-            if removed == 0 {
+            if removed + kept == 0 {
                 tx.rollback().await?;
             } else {
-                self.commit(tx, call, "withdrawn", json!({"chunks": removed})).await?;
+                let details = json!({"chunks": removed, "objects_left": kept});
+                self.commit(tx, call, "withdrawn", details).await?;
             }
+            left += kept;
         }
-        Ok(())
+        if left == 0 {
+            return Ok(());
+        }
+        Err(ServiceError::unavailable(
+            ErrorCode::OBJECTS_UNAVAILABLE,
+            format!(
+                "the version is withdrawn, but {left} of its chunks still lie in object storage, which does not answer; \
+                     they are removed as soon as it does"
+            ),
+        ))
     }
 
     async fn commit(&self, tx: Tx, call: &Call, what: &str, details: serde_json::Value) -> Result<(), ServiceError> {

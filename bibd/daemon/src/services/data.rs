@@ -19,6 +19,7 @@ use super::prove::ProveUseCases;
 use super::receive::ReceiveUseCases;
 use super::reference::Found;
 use super::scrub::ScrubUseCases;
+use super::tier::{Tier, TierUseCases};
 use super::topic::TopicUseCases;
 use super::upload::UploadUseCases;
 use super::verifier::{VerifierPoke, VerifyUseCases};
@@ -47,6 +48,8 @@ pub struct DataUseCases {
     pub collector: CollectorUseCases,
     /// Reading the store again.
     pub scrub: ScrubUseCases,
+    /// Moving cold chunks to object storage.
+    pub tier: TierUseCases,
 }
 
 impl DataUseCases {
@@ -59,12 +62,14 @@ impl DataUseCases {
         datasets: DatasetUseCases,
         topics: TopicUseCases,
         audit: AuditService,
+        tier: Tier,
         metrics: &Registry,
     ) -> Result<Self, prometheus::Error> {
         let damaged = IntCounter::new("bibd_chunks_damaged_total", "Chunks that were found damaged or missing.")?;
         metrics.register(Box::new(damaged.clone()))?;
         let (activity, poke) = (Activity::default(), VerifierPoke::default());
-        let reader = ChunkReader::new(base.clone(), damaged);
+        let reader = ChunkReader::new(base.clone(), tier.clone(), damaged);
+        let tiering = TierUseCases::new(tier.clone(), reader.clone(), activity.clone());
         let uploads = UploadUseCases::new(base.clone(), datasets.clone(), topics);
         let downloads = DownloadUseCases::new(base.clone(), reader.clone(), activity.clone());
         Ok(Self {
@@ -73,21 +78,24 @@ impl DataUseCases {
             commits: CommitUseCases::new(uploads.clone(), datasets, poke.clone()),
             verify: VerifyUseCases::new(base.clone(), reader.clone(), downloads.clone(), activity.clone(), poke),
             prove: ProveUseCases::new(base.clone(), audit, downloads.clone()),
-            collector: CollectorUseCases::new(base.clone(), activity.clone()),
-            scrub: ScrubUseCases::new(base.clone(), reader, activity),
+            collector: CollectorUseCases::new(base.clone(), tier, activity.clone()),
+            scrub: ScrubUseCases::new(base.clone(), reader, tiering.clone(), activity),
+            tier: tiering,
             uploads,
             downloads,
             base,
         })
     }
 
-    /// Starts the verifier, the collector and the scrubber.
+    /// Starts the verifier, the collector, the scrubber and the tier.
     pub fn start(&self, supervisor: &Supervisor) {
         let (verify, collector, scrub) = (self.verify.clone(), self.collector.clone(), self.scrub.clone());
         let policy = Policy::RestartWithBackoff;
         supervisor.spawn(TaskKind::Background, policy, "verifier", move |stop| verify.clone().run(stop));
         supervisor.spawn(TaskKind::Background, policy, "collector", move |stop| collector.clone().run(stop));
         supervisor.spawn(TaskKind::Background, policy, "scrubber", move |stop| scrub.clone().run(stop));
+        let tier = self.tier.clone();
+        supervisor.spawn(TaskKind::Background, policy, "tier", move |stop| tier.clone().run(stop));
     }
 
     /// Who this node is.

@@ -176,6 +176,9 @@ impl ServiceError {
             | Self::Exhausted { hint, .. }
             | Self::Unauthenticated { hint, .. } => hint.clone(),
             Self::Invalid { .. } => "correct the value and try again".to_owned(),
+            Self::Unavailable { code: ErrorCode::OBJECTS_UNAVAILABLE, .. } => {
+                "try again in a moment; an admin sees the cause with `bib admin storage status`".to_owned()
+            }
             Self::Unavailable { .. } => "try again in a moment; `bib status` shows how the node is".to_owned(),
             Self::TimedOut { .. } => "try again; a longer limit is set in `grpc.request_timeout`".to_owned(),
             Self::Internal(_) => "the node's log has the cause under the request id".to_owned(),

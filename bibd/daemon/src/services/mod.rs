@@ -56,6 +56,7 @@ pub mod sessions;
 pub mod statistics;
 mod store_errors;
 pub mod tasks;
+pub mod tier;
 pub mod tokens;
 pub mod topic;
 mod tree;

@@ -9,7 +9,7 @@ use bib_core::Hash;
 use bib_core::access::Verb;
 use bibd_audit::Outcome;
 use bibd_blobs::{Depth, Expected, Finding, ScrubBudget};
-use bibd_catalog::chunks;
+use bibd_catalog::{chunks, objects};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,8 @@ use super::collector::system_time;
 use super::error::ServiceError;
 use super::journal::Act;
 use super::store_errors::{not_read, not_stored};
+use super::tier::TierUseCases;
+use super::tier::checking::Cursor;
 use crate::actor::Call;
 use crate::supervisor::TaskResult;
 
@@ -41,6 +43,7 @@ const ORPHAN_SECONDS: i64 = 25 * 60 * 60;
 pub struct ScrubUseCases {
     base: Base,
     reader: ChunkReader,
+    tier: TierUseCases,
     activity: Activity,
 }
 
@@ -68,11 +71,27 @@ pub struct ScrubFinding {
     pub explanation: String,
 }
 
+/// What is said of a file that nobody needs.
+const SPARE: &str = "the chunk lies in object storage; its file was one too many and was moved to the trash";
+
+/// Where a walk over object storage is.
+#[derive(Clone, Copy)]
+enum Walk {
+    Objects(Option<Hash>),
+    Listing(Cursor),
+}
+
+impl Walk {
+    fn listing() -> Self {
+        Self::Listing(Cursor::default())
+    }
+}
+
 impl ScrubUseCases {
     /// Over the node.
     #[must_use]
-    pub fn new(base: Base, reader: ChunkReader, activity: Activity) -> Self {
-        Self { base, reader, activity }
+    pub fn new(base: Base, reader: ChunkReader, tier: TierUseCases, activity: Activity) -> Self {
+        Self { base, reader, tier, activity }
     }
 
     /// The background task: a step now and then, round and round.
@@ -88,13 +107,15 @@ impl ScrubUseCases {
         Ok(())
     }
 
-    /// Reads every stored chunk again, telling `out`.
+    /// Reads every chunk on disk again, telling `out`, and sees that object storage lists every chunk that lies there;
+    /// with `objects` it reads those too, which such stores charge for.
     ///
     /// # Errors
     /// When the caller may not, or the database or the store fails.
     pub async fn scrub(
         &self,
         call: &Call,
+        objects: bool,
         out: mpsc::Sender<Result<ScrubWord, ServiceError>>,
     ) -> Result<(), ServiceError> {
         allow_node(call, Verb::Maintain)?;
@@ -117,6 +138,33 @@ impl ScrubUseCases {
             if after.is_none() {
                 break;
             }
+        }
+        let mut walk = self.tier.is_configured().then_some(if objects { Walk::Objects(None) } else { Walk::listing() });
+        while let Some(at) = walk {
+            let (next, checked) = match at {
+                Walk::Objects(after) => {
+                    let (next, checked) = self.tier.read_slice(after).await?;
+                    (Some(next.map_or_else(Walk::listing, |after| Walk::Objects(Some(after)))), checked)
+                }
+                Walk::Listing(cursor) => {
+                    let checked = self.tier.check_page(cursor).await?;
+                    (checked.next.map(Walk::Listing), checked)
+                }
+            };
+            if matches!(at, Walk::Objects(_)) {
+                word.chunks += checked.objects;
+                word.bytes += checked.bytes;
+            }
+            found += checked.findings.len() as u64;
+            for finding in checked.findings {
+                if out.send(Ok(ScrubWord { finding: Some(finding), ..word.clone() })).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if out.send(Ok(word.clone())).await.is_err() {
+                return Ok(());
+            }
+            walk = next;
         }
         let details = json!({"chunks": word.chunks, "bytes": word.bytes, "findings": found});
         let act = Act::new("store.scrub", "store", details);
@@ -154,6 +202,18 @@ impl ScrubUseCases {
         }
     }
 
+    /// A file beside an object that the row calls all there is: left by a move that was cut off.
+    async fn trash_spare(&self, hash: &Hash) -> Result<bool, ServiceError> {
+        let (call, now) = (self.base.internal_call("scrubber"), self.base.now());
+        let mut tx = self.base.begin(&call, "scrubber").await?;
+        let is_spare = objects::lock_moved_out(&mut tx, hash).await?;
+        if is_spare {
+            self.base.blobs.trash(hash, system_time(now)).await.map_err(not_stored)?;
+        }
+        tx.rollback().await?;
+        Ok(is_spare)
+    }
+
     async fn settle(&self, finding: Finding) -> Result<Option<ScrubFinding>, ServiceError> {
         let word = |kind, chunk, explanation: &str| {
             Ok(Some(ScrubFinding { kind, chunk, explanation: explanation.to_owned() }))
@@ -166,7 +226,9 @@ impl ScrubUseCases {
                     return Ok(None);
                 }
                 drop(session);
-                self.reader.note_damage(&hash, "its file is missing").await?;
+                if self.reader.rescue_or_note(&hash, "its file is missing").await? {
+                    return word("missing", hash, "its file was missing; it was fetched from object storage");
+                }
                 word("missing", hash, "its file is missing")
             }
             Finding::Corrupt { hash, quarantined } => {
@@ -175,7 +237,9 @@ impl ScrubUseCases {
                 } else {
                     "its bytes have another hash"
                 };
-                self.reader.note_damage(&hash, why).await?;
+                if self.reader.rescue_or_note(&hash, why).await? {
+                    return word("corrupt", hash, "its bytes had another hash; it was fetched from object storage");
+                }
                 word("corrupt", hash, why)
             }
             Finding::Length { hash, expected, found } => {
@@ -192,10 +256,12 @@ impl ScrubUseCases {
                     return word("orphan", hash, "no row names it; it may belong to an upload and is kept for now");
                 }
                 let mut session = self.base.db.read().await?;
-                if !chunks::existing(&mut session, &[hash]).await?.is_empty() {
-                    return Ok(None);
-                }
+                let is_known = !chunks::existing(&mut session, &[hash]).await?.is_empty();
                 drop(session);
+                if is_known {
+                    let is_spare = self.trash_spare(&hash).await?;
+                    return if is_spare { word("orphan", hash, SPARE) } else { Ok(None) };
+                }
                 // An upload that found this very file waits until it was moved, and then takes it back.
                 let (call, now) = (self.base.internal_call("scrubber"), self.base.now());
                 let mut tx = self.base.begin(&call, "scrubber").await?;

@@ -33,6 +33,8 @@ pub struct Place {
     provisioner: &'static str,
     /// `backup.store`; in the directory when there is none.
     bucket: Option<String>,
+    /// Further settings.
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Place {
@@ -50,7 +52,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self { dir, container: None, provisioner: "process", bucket: None })
+        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new() })
     }
 
     /// The same, with PostgreSQL in a container of the engine behind `socket`.
@@ -84,6 +86,11 @@ impl Place {
         self.bucket = Some(bucket);
     }
 
+    /// A setting for the next start.
+    pub fn sets(&mut self, key: &'static str, value: impl ToString) {
+        self.settings.push((key, value.to_string()));
+    }
+
     /// `backup.store`.
     fn store(&self) -> PathBuf {
         self.bucket.as_ref().map_or_else(|| self.path("store"), PathBuf::from)
@@ -96,6 +103,7 @@ impl Place {
             settings.push(("database.container.socket", socket.display().to_string()));
             settings.push(("database.container.image", image.clone()));
         }
+        settings.extend(self.settings.iter().cloned());
         settings
     }
 
@@ -269,7 +277,7 @@ impl Node {
         Endpoint::from_static("http://node.bib.invalid").connect_with_connector(connector).await.unwrap()
     }
 
-    async fn admin(&self) -> AdminServiceClient<Channel> {
+    pub async fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel().await)
     }
 

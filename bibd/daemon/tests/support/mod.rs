@@ -14,6 +14,7 @@ use bib_identity::NodeKey;
 use bib_identity::ssh::{self, UserKey};
 use bibd::actor::{Actor, Call, Scopes, Via};
 use bibd::clock::{Clock as _, Entropy, Ids, ManualClock, SystemClock};
+use bibd::grpc::health::HealthBoard;
 use bibd::metrics::Metrics;
 use bibd::services::audit::AuditService;
 use bibd::services::base::{Base, Quotas};
@@ -21,6 +22,7 @@ use bibd::services::data::DataUseCases;
 use bibd::services::dataset::DatasetUseCases;
 use bibd::services::journal::Journal;
 use bibd::services::sequencer::Sequencer;
+use bibd::services::tier::{Tier, TierParts};
 use bibd::services::topic::TopicUseCases;
 use bibd::services::updates::Updates;
 use bibd_audit::CheckpointFile;
@@ -64,6 +66,9 @@ impl PrivilegedObserver for Unobserved {
     fn closed(&self, _: Act, _: Duration, _: bool) {}
 }
 
+/// Opens object storage for a node.
+pub type OpenTier = Box<dyn FnOnce(&NodeKey) -> TierParts + Send>;
+
 /// A node's services. Dropped, it stops the PostgreSQL that it started.
 pub struct Lab {
     pub base: Base,
@@ -105,6 +110,11 @@ impl Lab {
     }
 
     pub async fn start_with(quotas: Quotas) -> Option<Self> {
+        Self::start_on(quotas, None).await
+    }
+
+    /// With object storage, which `bucket` opens for the node's key.
+    pub async fn start_on(quotas: Quotas, bucket: Option<OpenTier>) -> Option<Self> {
         if !machine_has_postgres().await {
             return None;
         }
@@ -132,7 +142,7 @@ impl Lab {
         let base = Base {
             db,
             blobs: BlobStore::open(&place.path().join("store"), bibd_blobs::Settings::default()).unwrap(),
-            key,
+            key: Arc::clone(&key),
             peer,
             epoch: 1,
             journal: Journal::new(peer, ids.clone()),
@@ -158,8 +168,16 @@ impl Lab {
         let datasets = DatasetUseCases::new(base.clone(), topics.clone());
         let audit = AuditService::new(base.clone(), file);
         let metrics = Metrics::new().unwrap();
-        let data = DataUseCases::new(base.clone(), datasets.clone(), topics.clone(), audit.clone(), &metrics.registry)
-            .unwrap();
+        let tier = Tier::new(base.clone(), bucket.map(|open| open(&key)), HealthBoard::default(), &metrics.registry);
+        let data = DataUseCases::new(
+            base.clone(),
+            datasets.clone(),
+            topics.clone(),
+            audit.clone(),
+            tier.unwrap(),
+            &metrics.registry,
+        )
+        .unwrap();
         Some(Self {
             base,
             data,

@@ -1,13 +1,13 @@
 //! `bib admin backup`: backups of the node. A node is restored where it is not: with `bibd restore`.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
 use bib_client::pb;
 use clap::Subcommand;
 use futures::TryStreamExt as _;
-use zeroize::Zeroizing;
 
+use super::credentials::{self, Credentials};
 use crate::commands::done::Done;
 use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
@@ -39,27 +39,6 @@ pub(crate) enum Command {
     /// The credentials of the store, where it is a bucket
     #[command(subcommand)]
     Credentials(Credentials),
-}
-
-/// The credentials of the store.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Credentials {
-    /// Seals them on the node, in the place of those before, and asks the store whether it takes them. They are read
-    /// from standard input or a file, never from the command line
-    Set {
-        /// Two or three lines as in ~/.aws/credentials: aws_access_key_id = …, aws_secret_access_key = …,
-        /// aws_session_token = …
-        #[arg(long, value_name = "FILE")]
-        file: Option<PathBuf>,
-    },
-}
-
-/// The longest text with credentials, bytes.
-const MAX_CREDENTIALS_BYTES: u64 = 16 * 1024;
-
-record! {
-    /// Credentials that are sealed now.
-    CredentialsRow { access_key_id: String = Text, store: String = Text }
 }
 
 record! {
@@ -132,35 +111,9 @@ async fn create(context: &Context) -> Result<()> {
 }
 
 async fn set_credentials(context: &Context, file: Option<PathBuf>) -> Result<()> {
-    let text = read_credentials(file)?;
+    let text = credentials::read(file, "bib admin backup credentials set")?;
     let answer = context.client().await?.admin().set_backup_credentials(&text).await?;
-    let is_taken = answer.problem.is_empty();
-    let store = if is_taken { "takes them".to_owned() } else { answer.problem };
-    context.output.one(&CredentialsRow { access_key_id: answer.access_key_id, store })?;
-    if is_taken {
-        return Ok(());
-    }
-    context.output.note(&format!("they are sealed all the same; hint: {}", answer.hint));
-    Err(Failure::said(Exit::Failed))
-}
-
-fn read_credentials(file: Option<PathBuf>) -> Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::new());
-    let read = match &file {
-        Some(path) => {
-            std::fs::File::open(path).and_then(|file| file.take(MAX_CREDENTIALS_BYTES).read_to_string(&mut text))
-        }
-        None if std::io::stdin().is_terminal() => {
-            return Err(Failure::new(Exit::Usage, "the credentials are read from a pipe or a file")
-                .with_hint("bib admin backup credentials set < FILE"));
-        }
-        None => std::io::stdin().lock().take(MAX_CREDENTIALS_BYTES).read_to_string(&mut text),
-    };
-    let place = file.as_ref().map_or("standard input".to_owned(), |path| format!("`{}`", path.display()));
-    match read {
-        Ok(_) => Ok(text),
-        Err(error) => Err(Failure::new(Exit::Usage, format!("read the credentials in {place}: {error}"))),
-    }
+    credentials::say(context, answer.access_key_id, answer.problem, &answer.hint)
 }
 
 async fn verify(context: &Context, id: String) -> Result<()> {

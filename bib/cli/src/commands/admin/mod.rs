@@ -5,6 +5,7 @@ mod audit;
 mod backup;
 mod break_glass;
 mod config;
+mod credentials;
 mod database;
 mod logs;
 mod metrics;
@@ -17,13 +18,14 @@ pub(crate) mod rows {
     //! The records of these commands, for the test that compares them with `docs/cli.md`.
     pub(crate) use super::alerts::{AlertRow, AlertRuleRow};
     pub(crate) use super::audit::{EntryRow, SinkRow, VerdictRow};
-    pub(crate) use super::backup::{BackupRow, CheckedRow, CredentialsRow};
+    pub(crate) use super::backup::{BackupRow, CheckedRow};
     pub(crate) use super::break_glass::{GlassSessionRow, GlassStatusRow, GrantRow};
     pub(crate) use super::config::ConfigRow;
+    pub(crate) use super::credentials::CredentialsRow;
     pub(crate) use super::database::{FindingRow, MoveRow, RoleRow, RotationRow};
     pub(crate) use super::logs::LogRow;
     pub(crate) use super::recovery::{RecoveryRow, SheetRow};
-    pub(crate) use super::storage::{CollectRow, ScrubRow};
+    pub(crate) use super::storage::{CollectRow, MovedRow, ScrubRow, StatusRow};
 }
 
 use clap::Subcommand;

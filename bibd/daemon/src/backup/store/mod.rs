@@ -49,7 +49,7 @@ impl Store {
         Ok(Self(match location {
             StoreLocation::Directory(root) => Kind::Directory(Directory::new(root.join(peer.to_string()))),
             StoreLocation::Bucket { bucket, prefix } => {
-                Kind::Bucket(Bucket::open(bucket, prefix, s3, keys)?.below(&peer.to_string()))
+                Kind::Bucket(Bucket::open(bucket, prefix, &s3.settings(), keys)?.below(&peer.to_string()))
             }
         }))
     }

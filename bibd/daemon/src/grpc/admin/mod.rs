@@ -23,6 +23,7 @@ use super::{call_of, metadata_of};
 use crate::actor::Call;
 use crate::clock::Clock;
 use crate::logging::Logs;
+use crate::secrets::Secrets;
 use crate::services::ServiceError;
 use crate::services::alerts::AlertUseCases;
 use crate::services::audit::AuditService;
@@ -39,6 +40,7 @@ use crate::services::recovery::Recovery;
 use crate::services::recovery_check::RecoveryCheck;
 use crate::services::rotation::Rotation;
 use crate::services::scrub::ScrubUseCases;
+use crate::services::tier::TierUseCases;
 
 /// How long running calls are given when the request does not say.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -74,6 +76,10 @@ pub struct AdminParts {
     pub collector: CollectorUseCases,
     /// Reading the store again.
     pub scrub: ScrubUseCases,
+    /// Object storage.
+    pub tier: TierUseCases,
+    /// Where its credentials are sealed.
+    pub secrets: Secrets,
     /// The daemon's log.
     pub logs: Logs,
     /// Measures durations.
@@ -334,7 +340,40 @@ impl AdminService for AdminHandler {
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let call = call_of(&request)?;
         allow_node(&call, Verb::Maintain)?;
-        Ok(Response::new(store::scrub(self.parts.scrub.clone(), call)))
+        let objects = request.get_ref().objects;
+        Ok(Response::new(store::scrub(self.parts.scrub.clone(), call, objects)))
+    }
+
+    async fn get_storage_status(
+        &self,
+        request: Request<pb::GetStorageStatusRequest>,
+    ) -> Result<Response<pb::GetStorageStatusResponse>, Status> {
+        let call = call_of(&request)?;
+        Ok(Response::new(store::status(self.parts.tier.state(&call).await?)))
+    }
+
+    type MoveChunksStream = Streamed<pb::MoveChunksResponse>;
+
+    async fn move_chunks(
+        &self,
+        request: Request<pb::MoveChunksRequest>,
+    ) -> Result<Response<Self::MoveChunksStream>, Status> {
+        let call = call_of(&request)?;
+        allow_node(&call, Verb::Maintain)?;
+        let direction = store::direction(&request.get_ref().to)?;
+        let dry_run = request.get_ref().dry_run;
+        Ok(Response::new(store::move_chunks(self.parts.tier.clone(), call, direction, dry_run)))
+    }
+
+    async fn set_storage_credentials(
+        &self,
+        request: Request<pb::SetStorageCredentialsRequest>,
+    ) -> Result<Response<pb::SetStorageCredentialsResponse>, Status> {
+        let call = call_of(&request)?;
+        // Wiped when the call ends.
+        let text = Zeroizing::new(request.into_inner().credentials);
+        let accepted = self.parts.tier.set_credentials(&call, &self.parts.secrets, &text).await?;
+        Ok(Response::new(store::accepted(accepted)))
     }
 
     type CreateBackupStream = Streamed<pb::CreateBackupResponse>;

@@ -81,6 +81,7 @@ const UNTIMED: &[&str] = &[
     "/bib.v1.AdminService/VerifyBackup",
     "/bib.v1.AdminService/DeleteBackup",
     "/bib.v1.AdminService/SetBackupCredentials",
+    "/bib.v1.AdminService/SetStorageCredentials",
     "/bib.v1.BreakGlassService/Enable",
     "/bib.v1.BreakGlassService/Disable",
 ];
@@ -194,6 +195,9 @@ methods! {
     Actor 10 "/bib.v1.AdminService/VerifyRecovery",
     Actor 20 "/bib.v1.AdminService/CollectGarbage",
     Actor 50 "/bib.v1.AdminService/Scrub",
+    Actor 5 "/bib.v1.AdminService/GetStorageStatus",
+    Actor 50 "/bib.v1.AdminService/MoveChunks",
+    Actor 5 "/bib.v1.AdminService/SetStorageCredentials",
     Actor 50 "/bib.v1.AdminService/CreateBackup",
     Actor 5 "/bib.v1.AdminService/ListBackups",
     Actor 2 "/bib.v1.AdminService/ShowBackup",

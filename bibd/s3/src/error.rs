@@ -69,6 +69,12 @@ pub enum Problem {
     /// Nothing came.
     #[error("the store said nothing for {0:?}")]
     Silent(Duration),
+    /// It came too slowly.
+    #[error("the store was not done after {0:?}")]
+    Slow(Duration),
+    /// Something else lies there.
+    #[error("the object has {0} bytes, which none of ours has")]
+    Oversized(u64),
     /// TLS.
     #[error("no trusted connection: {0}")]
     Tls(String),
@@ -103,7 +109,9 @@ impl Problem {
             Self::Skew(_) => "set the clock of this machine by NTP",
             Self::NoBucket => "make it, or correct `backup.store`; a bucket is never made by bibd",
             Self::Region(_) => "set `backup.s3.region`, and `backup.s3.endpoint` where the store is not AWS",
-            Self::NotFound | Self::Changed => "see that nothing but this node writes below the prefix",
+            Self::NotFound | Self::Changed | Self::Oversized(_) => {
+                "see that nothing but this node writes below the prefix"
+            }
             Self::Busy(_) | Self::Server(_) | Self::Broken(_) => {
                 "it was tried several times, and is tried again; the store's own log says more"
             }
@@ -111,13 +119,22 @@ impl Problem {
                 "use a store with multipart uploads and conditional writes (If-None-Match), or a directory"
             }
             Self::TooLarge => "set `backup.s3.part_size` to twice its size",
-            Self::Silent(_) | Self::Unreachable(_) => {
+            Self::Silent(_) | Self::Slow(_) | Self::Unreachable(_) => {
                 "see that `backup.s3.endpoint` is right and not behind a firewall: curl -v ENDPOINT"
             }
             Self::Tls(_) => "name the authority of the store's certificate: backup.s3.ca_file",
             Self::Stopping => "it goes on with the next start",
             Self::Refused(_) => "the store's own log says more",
         }
+    }
+
+    /// [`Problem::hint`] for who is configured under `section` (`backup` there) and given credentials by `command`
+    /// (`bib admin backup` there).
+    #[must_use]
+    pub fn hint_for(&self, section: &str, command: &str) -> String {
+        let text = self.hint().replace("bib admin backup", command);
+        let text = text.split("; `bibd restore`").next().unwrap_or_default().to_owned();
+        text.replace("`backup.", &format!("`{section}.")).replace(": backup.", &format!(": {section}."))
     }
 
     /// Of an answer, or of none.
@@ -188,10 +205,10 @@ fn element(text: &str, name: &str) -> Option<String> {
     Some(inner.chars().take(MAX_WORDS).collect())
 }
 
-pub(crate) type Cause<'e> = &'e (dyn StdError + 'static);
+type Cause<'e> = &'e (dyn StdError + 'static);
 
 /// An error and what it came from, also where an I/O error hides what it wraps from `source`.
-pub(crate) fn causes<'e>(error: Cause<'e>) -> impl Iterator<Item = Cause<'e>> {
+pub fn causes<'e>(error: Cause<'e>) -> impl Iterator<Item = Cause<'e>> {
     std::iter::successors(Some(error), |error| {
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         wrapped.map(|wrapped| wrapped as Cause<'e>).or_else(|| (**error).source())

@@ -1,12 +1,18 @@
-//! A part of a bucket of an S3-compatible store. The only place that names `object_store`.
+//! A part of a bucket of an S3-compatible store: for backups (`bibd`) and for chunks (`bibd-blobs`). The only room that
+//! names `object_store`.
 //!
 //! Requests run on the runtime, and whoever asks waits for them on a thread that may block, as with files. Each is
 //! tried again with back-off where that can help, none outlives the store's silence for long, and [`Bucket::close`] ends
-//! all that wait. What a store says comes back as a [`Problem`].
+//! all that wait. What a store says comes back as a [`Problem`]. Small objects can be awaited instead: [`mod@object`].
+//!
+//! It never knows what an object means, and decides nothing about keys but the prefix.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod credentials;
 mod error;
 mod http;
+pub mod object;
 mod reader;
 mod upload;
 
@@ -27,22 +33,38 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use credentials::{AccessKey, KeyError, Keys, MAX_TEXT_BYTES};
-pub(crate) use error::causes;
-pub use error::{Problem, S3Error};
+pub use error::{Problem, S3Error, causes};
 pub use reader::Reader;
 pub use upload::Upload;
-
-use crate::config::S3;
 
 /// How often a request is tried again.
 const RETRIES: usize = 5;
 /// The pauses between.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A request for a small object may take so many times the store's silence.
+const LONGEST_OF_SILENCE: u32 = 4;
 /// Requests at once where many objects are meant.
 const AT_ONCE: usize = 8;
 /// Bodies go out in pieces of this size, so that a slow line is told from a silent store.
 const PIECE_BYTES: usize = 64 * 1024;
+
+/// How a store is reached. The daemon's configuration has refused what may not be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The URL of its API; `None` is AWS, by the region.
+    pub endpoint: Option<String>,
+    /// The region that requests are signed for.
+    pub region: String,
+    /// The bucket's name in the path and not in the host name; `None`: where there is an endpoint.
+    pub path_style: Option<bool>,
+    /// Authorities in PEM, instead of the machine's.
+    pub ca_file: Option<PathBuf>,
+    /// How long the store may be silent.
+    pub timeout: Duration,
+    /// The size of the pieces of a large object.
+    pub part_bytes: usize,
+}
 
 /// Why a bucket cannot be spoken to at all.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +78,7 @@ pub enum OpenError {
         problem: String,
     },
     /// The settings.
-    #[error("`backup.s3` cannot be used: {0}")]
+    #[error("the settings of the store cannot be used: {0}")]
     Settings(String),
 }
 
@@ -67,6 +89,8 @@ pub struct Bucket {
     runtime: Handle,
     closing: CancellationToken,
     part_bytes: usize,
+    /// How long a request for a small object may take, with all its tries.
+    longest: Duration,
     /// `s3://bucket`, for people.
     name: Arc<str>,
     /// What every key begins with, without a slash at its end.
@@ -92,16 +116,16 @@ impl Bucket {
     ///
     /// # Errors
     /// When the authorities cannot be read, or the endpoint is no URL.
-    pub fn open(bucket: &str, prefix: &str, settings: &S3, keys: Keys) -> Result<Self, OpenError> {
+    pub fn open(bucket: &str, prefix: &str, settings: &Settings, keys: Keys) -> Result<Self, OpenError> {
         let refused = |problem: String| OpenError::Settings(problem);
         let authorities = authorities(settings.ca_file.as_deref())?;
         let transport =
-            http::Transport::new(authorities, settings.timeout.0).map_err(|error| refused(error.to_string()))?;
+            http::Transport::new(authorities, settings.timeout).map_err(|error| refused(error.to_string()))?;
         let retry = RetryConfig {
             backoff: BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, base: 2.0 },
             max_retries: RETRIES,
             // A store that is silent is asked twice and no more.
-            retry_timeout: settings.timeout.0,
+            retry_timeout: settings.timeout,
         };
         let path_style = settings.path_style.unwrap_or(settings.endpoint.is_some());
         let mut builder = AmazonS3Builder::new()
@@ -125,7 +149,8 @@ impl Bucket {
             store: builder.build().map_err(|error| refused(error.to_string()))?,
             runtime: Handle::current(),
             closing: CancellationToken::new(),
-            part_bytes: usize::try_from(settings.part_size.0).unwrap_or(usize::MAX),
+            part_bytes: settings.part_bytes,
+            longest: settings.timeout * LONGEST_OF_SILENCE,
             name: format!("s3://{bucket}").into(),
             prefix: prefix.into(),
         })
