@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::{Profile, Programs};
 use crate::process::{capture, cargo, root, run};
-use crate::{hardening, image, machine, postgres, soak, test, tidy};
+use crate::{hardening, image, machine, newer, postgres, soak, test, tidy};
 
 /// Enough to meet each kind of kill once.
 const SOAK_ROUNDS: u64 = 6;
@@ -25,6 +25,7 @@ pub fn run_all() -> anyhow::Result<()> {
     steps.step("machine", || {
         machine::ensure_parts()?;
         postgres::ensure()?;
+        newer::ensure()?;
         machine::ensure_nextest()
     })?;
     steps.step("container engines and image", image::ensure)?;

@@ -17,6 +17,7 @@ mod engines;
 mod hardening;
 mod image;
 mod machine;
+mod newer;
 mod node;
 mod offline;
 mod postgres;

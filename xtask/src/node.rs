@@ -136,6 +136,11 @@ impl Node {
         ];
     }
 
+    /// From the next start on it finds PostgreSQL of a newer major version there.
+    pub fn has_newer(&mut self, programs: &Path) {
+        self.database.push(("BIBD__DATABASE__UPGRADE_BIN_DIR", programs.display().to_string()));
+    }
+
     /// The command that removes all of the node once it has stopped.
     #[must_use]
     pub fn cleanup(&self) -> Command {

@@ -61,7 +61,9 @@ fn children(parent: &Path, prefix: &str) -> Vec<PathBuf> {
     names.map(|entry| entry.path().join("bin")).collect()
 }
 
-fn major(directory: &Path) -> Option<u32> {
+/// The major version of the programs in a directory.
+#[must_use]
+pub fn major(directory: &Path) -> Option<u32> {
     parse_major(&capture(Command::new(directory.join("postgres")).arg("--version")).ok()?)
 }
 

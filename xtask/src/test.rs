@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the README's test command.
 
 use crate::process::{cargo, run, run_and_find};
-use crate::{image, machine, postgres};
+use crate::{image, machine, newer, postgres};
 
 /// Builds everything, runs every test and every example in the documentation; returns nextest's summary line.
 ///
@@ -11,12 +11,16 @@ pub fn run_all(nextest: &[String]) -> anyhow::Result<Option<String>> {
     let postgres = postgres::ensure()?;
     println!("PostgreSQL: {}", postgres.display());
     image::prepare()?;
+    let newer = newer::find()?;
     machine::ensure_nextest()?;
     // All targets at once: `bib` and `bibd` are then there for the tests that drive them, built with the same features
     // of the dependencies as the tests, so that nothing is compiled twice.
     run(cargo().args(["build", "--workspace", "--all-targets", "--locked"]))?;
     let mut tests = cargo();
     tests.args(["nextest", "run", "--workspace", "--locked"]).args(nextest);
+    if let Some(newer) = newer {
+        tests.env(newer::VARIABLE, newer);
+    }
     if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
         tests.args(["--color", "always"]);
     }

@@ -117,8 +117,23 @@ const LOCK: i64 = 0x6269_6264_7363_6865;
 /// # Errors
 /// When the schema is newer, edited, or a migration fails; what ran before the failure stays.
 pub async fn up(connection: &mut PgConnection, now: Timestamp) -> std::result::Result<Vec<Applied>, MigrateError> {
+    up_told(connection, now, |_| ()).await
+}
+
+/// What [`up_told`] tells of each migration, in order: its statements ran, and are not committed; it is committed.
+pub const STEPS: [&str; 2] = ["migrate.ran", "migrate.committed"];
+
+/// The same, and `told` hears of each of [`STEPS`] that was just finished.
+///
+/// # Errors
+/// As [`up`].
+pub async fn up_told(
+    connection: &mut PgConnection,
+    now: Timestamp,
+    told: impl Fn(&'static str),
+) -> std::result::Result<Vec<Applied>, MigrateError> {
     prepare(connection).await?;
-    let outcome = run_up(connection, now).await;
+    let outcome = run_up(connection, now, told).await;
     release(connection).await?;
     outcome
 }
@@ -187,7 +202,11 @@ async fn release(connection: &mut PgConnection) -> Result<()> {
         .map_err(|e| Error::from_sqlx("unlock migrations", e))
 }
 
-async fn run_up(connection: &mut PgConnection, now: Timestamp) -> std::result::Result<Vec<Applied>, MigrateError> {
+async fn run_up(
+    connection: &mut PgConnection,
+    now: Timestamp,
+    told: impl Fn(&'static str),
+) -> std::result::Result<Vec<Applied>, MigrateError> {
     let done = checked(connection).await?;
     let mut applied = Vec::new();
     for migration in MIGRATIONS.iter().filter(|m| m.version > done) {
@@ -207,7 +226,9 @@ async fn run_up(connection: &mut PgConnection, now: Timestamp) -> std::result::R
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+        told(STEPS[0]);
         tx.commit().await.map_err(failed)?;
+        told(STEPS[1]);
         applied.push(Applied { version: migration.version, name: migration.name, us: us.unsigned_abs() });
     }
     Ok(applied)

@@ -12,7 +12,7 @@ use bib_identity::sealed::SealError;
 use bib_identity::server_tls::ServerTlsError;
 use bibd_catalog::migrate::MigrateError;
 use bibd_postgres::choose::choose;
-use bibd_postgres::{Failpoints, ManagedPostgres, OnNewDirectory, State, Stop, moving};
+use bibd_postgres::{Failpoints, ManagedPostgres, OnNewDirectory, State, Stop, moving, upgrading::Upgrader};
 
 use crate::at_rest::{AtRest, AtRestError};
 use crate::certificates::CertificatesError;
@@ -28,7 +28,7 @@ use crate::grpc::health::Condition;
 use crate::grpc::listen::BindError;
 use crate::logging::Logs;
 use crate::ready::{Ready, ReadyFile};
-use crate::services::statistics;
+use crate::services::{statistics, upgrading};
 use crate::space::Space;
 use crate::supervisor::{Policy, TaskKind};
 
@@ -221,16 +221,18 @@ impl Daemon {
         let adopting = at_rest.clone();
         settings.on_new_directory = OnNewDirectory::new(move |path| adopting.adopt(path));
         let wanted = foundation::wanted_provisioner(config);
-        moving::carry_out(wanted, &settings, store.clone(), random.clone()).await?;
-        let postgres = choose(wanted, settings, store.clone(), random.clone()).await?;
         let superuser_uses = Arc::new(SuperuserUses::default());
+        let upgrader = Upgrader::new(settings.clone(), store.clone(), Arc::clone(&superuser_uses) as _, random.clone());
+        upgrading::carry_out(upgrader, &options.failpoints, config, &peer_id, &places.checkpoints).await?;
+        moving::carry_out(wanted, &settings, store.clone(), random.clone(), &options.failpoints).await?;
+        let postgres = choose(wanted, settings, store.clone(), random.clone()).await?;
         let database =
             bibd_postgres::Database::new(Arc::clone(&postgres), store, Arc::clone(&superuser_uses) as _, random);
         let database = Arc::new(database.with_failpoints(options.failpoints.clone()));
         let provisioned = postgres.provision().await?;
         let how = postgres.start().await?;
         tracing::info!(provisioner = postgres.choice().name(), postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
-        let opened = foundation::open(config, &database, options.clock.as_ref(), &data).await;
+        let opened = foundation::open(config, &database, options.clock.as_ref(), &data, &options.failpoints).await;
         let Opened { db, pools, blobs, migrated } = match opened {
             Ok(opened) => opened,
             Err(error) => {

@@ -2,6 +2,7 @@
 //!
 //! Whoever may set a variable of the daemon's environment may end the daemon anyway: nothing is given away by it.
 
+use bibd_catalog::migrate;
 use bibd_postgres::Failpoints;
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -14,10 +15,14 @@ pub const BACKUP: [&str; 3] = ["backup.begun", "backup.streamed", "backup.manife
 /// it was looked at and stopped; the new epoch is written and only the mark is left.
 pub const RESTORE: [&str; 5] =
     ["restore.claimed", "restore.unpacked", "restore.recovered", "restore.examined", "restore.settled"];
+/// The steps of a start that brings the schema up to date, in order: its login is open; the statements of a migration ran
+/// and are not committed; they are; all of them are, and the login is still open.
+pub const MIGRATION: [&str; 4] = ["migrate.opened", migrate::STEPS[0], migrate::STEPS[1], "migrate.done"];
 
 /// Every step, by the name of what it is a step of.
 pub fn all() -> impl Iterator<Item = &'static str> {
-    Failpoints::ROTATION.into_iter().chain(BACKUP).chain(RESTORE).chain(Failpoints::GLASS)
+    let database = Failpoints::ROTATION.into_iter().chain(MIGRATION).chain(Failpoints::MOVE).chain(Failpoints::UPGRADE);
+    database.chain(BACKUP).chain(RESTORE).chain(Failpoints::GLASS)
 }
 
 /// What the environment asks for: nothing, unless a test does.

@@ -195,6 +195,7 @@ pub(crate) fn postgres_settings_at(config: &Config, data: &Path, runtime: &Path)
     let mebibytes = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
     let mut settings = Settings::new(data, runtime);
     settings.bin_dir.clone_from(&database.bin_dir);
+    settings.upgrade_bin_dir.clone_from(&database.upgrade_bin_dir);
     settings.run_as = database.run_as.clone().map(RunAs::User);
     settings.limits.shared_buffers_mb = mebibytes(database.shared_buffers.0).max(1);
     settings.limits.max_wal_mb = mebibytes(database.max_wal.0).max(1);
@@ -249,13 +250,17 @@ pub(crate) async fn open(
     database: &Database,
     clock: &dyn Clock,
     data: &DataDir,
+    failpoints: &Failpoints,
 ) -> Result<Opened, StartError> {
     database.ensure_roles().await?;
     let now = clock.now();
     let migrated = database
         .with_migration_login(|options: PgConnectOptions| async move {
             let mut connection = sqlx::PgConnection::connect_with(&options).await.map_err(StartError::Connect)?;
-            let applied = migrate::up(&mut connection, now).await.map_err(StartError::Migrate)?;
+            failpoints.hit("migrate.opened");
+            let told = |step| failpoints.hit(step);
+            let applied = migrate::up_told(&mut connection, now, told).await.map_err(StartError::Migrate)?;
+            failpoints.hit("migrate.done");
             // The work is committed: a failure to say goodbye changes nothing.
             let _ = connection.close().await;
             Ok::<_, StartError>(applied)

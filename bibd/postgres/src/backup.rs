@@ -69,7 +69,22 @@ pub struct BaseBackup {
 }
 
 /// The password where only the program and we can read it, as long as the program runs.
-struct PasswordFile(PathBuf);
+pub(crate) struct PasswordFile(PathBuf);
+
+impl PasswordFile {
+    /// In a private directory of the server's.
+    pub(crate) fn make(path: &Path, login: &Login, account: Account) -> Result<Self, Error> {
+        file::remove(path)?;
+        // Generated passwords have nothing that this format would take for itself.
+        let line = Zeroizing::new(format!("*:*:*:{}:{}\n", login.user, login.password.expose_secret()));
+        file::write_new(path, line.as_bytes(), Some(account))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for PasswordFile {
     fn drop(&mut self) {
@@ -93,13 +108,7 @@ pub(crate) async fn begin<H: Host>(
     let tools = postgres.host.tools().await?;
     let layout = postgres.layout();
     let slot = hold_log(postgres, login).await?;
-    let path = layout.socket_dir.join("backup.pgpass");
-    file::remove(&path)?;
-    // Generated passwords have nothing that this format would take for itself.
-    let line = format!("*:*:*:{}:{}\n", login.user, login.password.expose_secret());
-    let line = zeroize::Zeroizing::new(line);
-    file::write_new(&path, line.as_bytes(), Some(tools.account))?;
-    let password = PasswordFile(path);
+    let password = PasswordFile::make(&layout.socket_dir.join("backup.pgpass"), login, tools.account)?;
     let arguments = [
         format!("--host={}", layout.socket_dir.display()),
         format!("--port={PORT}"),
@@ -112,7 +121,7 @@ pub(crate) async fn begin<H: Host>(
         "--checkpoint=fast".to_owned(),
         format!("--label={label}"),
     ];
-    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, &password.0).await?;
+    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, password.path()).await?;
     Ok((BaseBackup { end, slot, _password: password }, reader))
 }
 

@@ -113,6 +113,15 @@ impl Database {
         F: FnOnce(PgConnectOptions) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
+        self.with_owner_login(|login| migrate(silent(self.server.connect_options(&login)))).await
+    }
+
+    /// The same with the login itself, for programs that read or write everything there is.
+    pub(crate) async fn with_owner_login<T, E, F, Fut>(&self, work: F) -> Result<Result<T, E>, Error>
+    where
+        F: FnOnce(Login) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+    {
         let password = self.random.password();
         let verifier = scram::verifier(&password, &self.random);
         let opened = self
@@ -124,8 +133,7 @@ impl Database {
         let outcome = match opened {
             Ok(()) => {
                 let login = Login { user: MIGRATE.to_owned(), database: DATABASE.to_owned(), password };
-                let options = silent(self.server.connect_options(&login));
-                Ok(AssertUnwindSafe(migrate(options)).catch_unwind().await)
+                Ok(AssertUnwindSafe(work(login)).catch_unwind().await)
             }
             Err(error) => Err(error),
         };

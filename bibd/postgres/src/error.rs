@@ -127,6 +127,88 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The plan of an upgrade is not understood.
+    #[error("`{}` is damaged", path.display())]
+    UpgradeDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No programs of a newer version.
+    #[error("the database is of PostgreSQL {from}, and no {} was found{}", newer(*to), .looked.iter().map(|line| format!("; {line}")).collect::<String>())]
+    NoNewerMajor {
+        /// The version that made the data.
+        from: u32,
+        /// The one that was asked for.
+        to: Option<u32>,
+        /// Each place with what is there.
+        looked: Vec<String>,
+    },
+    /// An upgrade goes forward only.
+    #[error("the database is of PostgreSQL {from}, which is not older than {to}")]
+    NotNewer {
+        /// The version that made the data.
+        from: u32,
+        /// The one that was asked for.
+        to: u32,
+    },
+    /// The cluster that the last upgrade replaced is still there.
+    #[error("`{}` is still there, from the last upgrade", path.display())]
+    OldDataKept {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is no cluster that an upgrade replaced.
+    #[error("no former database is kept")]
+    NothingKept,
+    /// Dump and new cluster do not fit beside the old one.
+    #[error(
+        "an upgrade takes up to {} MiB beside the database, and {} MiB are to stay free: `{}` has {} MiB",
+        needed_bytes.div_ceil(1 << 20), reserve_bytes >> 20, path.display(), free_bytes >> 20
+    )]
+    NoRoomToUpgrade {
+        /// Where.
+        path: PathBuf,
+        /// What it takes at most.
+        needed_bytes: u64,
+        /// What must stay free.
+        reserve_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+    },
+    /// The newer programs lack extensions.
+    #[error("PostgreSQL {major} has not the extensions {}, which the database uses", names.join(", "))]
+    ExtensionsMissing {
+        /// Their names.
+        names: Vec<String>,
+        /// The newer version.
+        major: u32,
+    },
+    /// What runs the server cannot upgrade it.
+    #[error("a database that is run by the provisioner `{choice}` cannot be upgraded there")]
+    UpgradeElsewhere {
+        /// The provisioner.
+        choice: &'static str,
+    },
+    /// A start died while it upgraded.
+    #[error("the upgrade was interrupted before the new database was whole")]
+    UpgradeInterrupted,
+    /// Log that the archive has not, which an upgrade would leave behind.
+    #[error("{segments} segments of the log are not archived yet")]
+    LogWaits {
+        /// How many.
+        segments: usize,
+    },
+    /// The new database is not what the old one was.
+    #[error("`{table}` is not the same in the new database: {what}")]
+    ContentDiffers {
+        /// The table or sequence.
+        table: String,
+        /// What it has in both.
+        what: String,
+    },
+    /// Whoever looked at the new database refused it.
+    #[error("the new database is refused: {0}")]
+    NotAsItWas(String),
     /// `pg_control` is not one.
     #[error("`{}` is damaged", path.display())]
     ControlDamaged {
@@ -313,6 +395,13 @@ impl Error {
                  or set database.bin_dir"
                     .to_owned()
             }
+            Self::WrongMajor { data, found, .. } if found.major > *data => {
+                format!(
+                    "install PostgreSQL {data} again, or set database.bin_dir to its directory; to go on with {}, keep \
+                     both installed, start with {data}, and run `bib admin db upgrade`",
+                    found.major
+                )
+            }
             Self::WrongMajor { data, .. } => {
                 format!("install PostgreSQL {data} again or set database.bin_dir to its directory")
             }
@@ -340,6 +429,31 @@ impl Error {
             Self::ProvisionerDamaged { .. } => "restore the file from a backup".to_owned(),
             Self::OtherProvisioner { .. } => "set database.provisioner to that one, or move the database: bib admin db move".to_owned(),
             Self::MoveDamaged { path } => format!("remove it: {}; the database stays where it is", shell_quoted(path)),
+            Self::UpgradeDamaged { path } => {
+                format!("remove it: {}; the database stays as it is", shell_quoted(path))
+            }
+            Self::NoNewerMajor { .. } => {
+                "install one beside the version in use, or set database.upgrade_bin_dir to the directory of its programs \
+                 and restart bibd"
+                    .to_owned()
+            }
+            Self::NotNewer { .. } => {
+                "an older version cannot read the data: restore a backup that it made, with its programs".to_owned()
+            }
+            Self::OldDataKept { .. } => {
+                "when nothing is missing in the present database: bib admin db upgrade --remove-old".to_owned()
+            }
+            Self::NoRoomToUpgrade { .. } => "make room on that disk".to_owned(),
+            Self::ExtensionsMissing { major, .. } => {
+                format!("install them for PostgreSQL {major}, or drop them here")
+            }
+            Self::UpgradeElsewhere { .. } => {
+                "hand it to a process first: bib admin db move --to process; and back when it is upgraded".to_owned()
+            }
+            Self::LogWaits { .. } => "see what health says of `backup`, mend it, and plan the upgrade again".to_owned(),
+            Self::UpgradeInterrupted => {
+                "plan it again, and give the start the time that it takes: bib admin db upgrade".to_owned()
+            }
             Self::ControlDamaged { .. } => "restore the database from a backup".to_owned(),
             Self::NoEngine { .. } => {
                 "start Docker or Podman (systemctl start docker), let the daemon's user reach its socket, or set \
@@ -381,6 +495,11 @@ impl Error {
             _ => return None,
         })
     }
+}
+
+/// What was looked for.
+fn newer(to: Option<u32>) -> String {
+    to.map_or_else(|| "newer one".to_owned(), |to| format!("PostgreSQL {to}"))
 }
 
 /// A path that can be pasted into a shell.

@@ -19,6 +19,24 @@ impl Failpoints {
     pub const GLASS: [&'static str; 6] =
         ["glass.intent", "glass.opened", "glass.open", "glass.cut", "glass.closed", "glass.ended"];
 
+    /// The steps of a move to another provisioner, in order: PROVISIONER names it; the server runs there; the plan says so.
+    pub const MOVE: [&'static str; 3] = ["move.recorded", "move.started", "move.ended"];
+
+    /// The steps of an upgrade to another major version, in order: a start has begun it; the new cluster is there, empty;
+    /// the old one is dumped and stopped; the new one has everything and is stopped; the file says so; the old one is out
+    /// of its place; the new one is in it; PROVISIONER says so; and so does the file.
+    pub const UPGRADE: [&'static str; 9] = [
+        "upgrade.begun",
+        "upgrade.made",
+        "upgrade.dumped",
+        "upgrade.loaded",
+        "upgrade.built",
+        "upgrade.aside",
+        "upgrade.placed",
+        "upgrade.recorded",
+        "upgrade.ended",
+    ];
+
     /// Calls `hook` at each point.
     pub fn new(hook: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(hook)))

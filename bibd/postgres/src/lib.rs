@@ -10,7 +10,8 @@
 //! Of break-glass it knows the role and the wire ([`glass`]): the daemon records, decides, and cuts.
 //!
 //! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner does), then [`process`] and
-//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other), [`database`]
+//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other),
+//! [`upgrading`] (to a newer major version), [`database`]
 //! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -47,6 +48,7 @@ pub mod secrets;
 pub mod settings;
 pub mod superuser;
 mod tool;
+pub mod upgrading;
 pub mod version;
 pub mod wal;
 
@@ -58,7 +60,7 @@ pub use error::Error;
 pub use failpoints::Failpoints;
 pub use network_fs::network_kind;
 pub use process::ProcessPostgres;
-pub use provisioner::{Contained, Health, ManagedPostgres, Provisioned, Started, State, Stop};
+pub use provisioner::{Contained, Health, ManagedPostgres, Program, Provisioned, Started, State, Stop};
 pub use random::Randomness;
 pub use record::Choice;
 pub use role::{GroupRole, Letter, Login};

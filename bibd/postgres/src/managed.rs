@@ -14,16 +14,16 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::account::Account;
-use crate::backup::{self, BaseBackup, Origin};
+use crate::backup::{self, BaseBackup, Origin, PasswordFile};
 use crate::checklist::Facts;
 use crate::cluster::{self, Control};
 use crate::config::Config;
 use crate::error::Error;
 use crate::file;
-use crate::host::{Host, Place, Tools};
+use crate::host::{Host, Place, Tool, Tools};
 use crate::network_fs::network_kind;
 use crate::probe::{self, Answer};
-use crate::provisioner::{Contained, Health, ManagedPostgres, Provisioned, Started, State, Stop};
+use crate::provisioner::{Contained, Health, ManagedPostgres, Program, Provisioned, Started, State, Stop};
 use crate::random::Randomness;
 use crate::record::{Choice, Decision, Record, Refusal, decide};
 use crate::role::Login;
@@ -271,6 +271,28 @@ impl<H: Host> ManagedPostgres for Managed<H> {
     async fn dismantle(&self) -> Result<(), Error> {
         let _one_at_a_time = self.server.lock().await;
         self.host.dismantle().await
+    }
+
+    async fn run(&self, program: Program<'_>) -> Result<(), Error> {
+        let tools = self.host.tools().await?;
+        let Program { name, arguments, places, server, deadline } = program;
+        let Some((socket_dir, login)) = server else {
+            return self.host.run(tools, &Tool { name, arguments, places, input: None, deadline }).await;
+        };
+        let password = PasswordFile::make(&self.layout().socket_dir.join("client.pgpass"), login, tools.account)?;
+        // The only way to name the file that is no variable of the environment, which not every host passes on.
+        let value = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+        let address = format!(
+            "host={} port={PORT} user={} dbname={} passfile={} application_name=bibd",
+            value(&socket_dir.display().to_string()),
+            value(&login.user),
+            value(&login.database),
+            value(&password.path().display().to_string())
+        );
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--no-password".to_owned(), format!("--dbname={address}")]);
+        let places: Vec<PathBuf> = places.iter().cloned().chain([self.layout().socket_dir.clone()]).collect();
+        self.host.run(tools, &Tool { name, arguments: &arguments, places: &places, input: None, deadline }).await
     }
 
     fn state(&self) -> watch::Receiver<State> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choose::{Wanted, under};
 use crate::error::Error;
+use crate::failpoints::Failpoints;
 use crate::file;
 use crate::host::Place;
 use crate::postmaster;
@@ -124,6 +125,7 @@ pub async fn carry_out(
     settings: &Settings,
     secrets: Arc<dyn SecretStore>,
     random: Randomness,
+    failpoints: &Failpoints,
 ) -> Result<(), Error> {
     let Some(planned) = read(settings)?.filter(|planned| planned.ended.is_none()) else { return Ok(()) };
     let (from, to) = (planned.from, planned.to);
@@ -131,7 +133,7 @@ pub async fn carry_out(
         Wanted::Exactly(other) if other != to => {
             Err(Error::OtherProvisioner { chosen: to.name().to_owned(), wanted: other.name() })
         }
-        _ => hand_over(from, to, settings, &secrets, &random).await,
+        _ => hand_over(from, to, settings, &secrets, &random, failpoints).await,
     };
     let ended = match outcome {
         Ok(()) => {
@@ -143,7 +145,9 @@ pub async fn carry_out(
             Ended::GivenUp(error.to_string())
         }
     };
-    write(settings, &Move { from, to, ended: Some(ended) })
+    write(settings, &Move { from, to, ended: Some(ended) })?;
+    failpoints.hit("move.ended");
+    Ok(())
 }
 
 async fn hand_over(
@@ -152,6 +156,7 @@ async fn hand_over(
     settings: &Settings,
     secrets: &Arc<dyn SecretStore>,
     random: &Randomness,
+    failpoints: &Failpoints,
 ) -> Result<(), Error> {
     let layout = Place::new(settings.clone()).layout;
     let record = Record::read(&layout.provisioner)?.ok_or(Error::NotProvisioned)?;
@@ -172,6 +177,7 @@ async fn hand_over(
             return Err(Error::ForeignServer { pid, reason });
         }
         Record::ready(to, record.major, identifier).write(&layout.provisioner)?;
+        failpoints.hit("move.recorded");
         if let Err(error) = target.start().await {
             // Back, before anybody saw it: whatever does not run there ran here.
             target.stop(Stop::Immediate).await?;
@@ -179,6 +185,7 @@ async fn hand_over(
             dismantle(target.as_ref()).await;
             return Err(error);
         }
+        failpoints.hit("move.started");
     }
     dismantle(source.as_ref()).await;
     Ok(())

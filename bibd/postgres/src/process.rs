@@ -47,7 +47,14 @@ impl Host for ProcessHost {
                 let account = Account::choose(settings.run_as.as_ref(), &layout.data).await?;
                 // Data that exists decides the major version.
                 let major = Record::major_of(&layout.provisioner).or(settings.major);
-                let found = binaries::choose(settings.bin_dir.as_deref(), major, account).await?;
+                let found = match binaries::choose(settings.bin_dir.as_deref(), major, account).await {
+                    // Data that an upgrade carried over.
+                    Err(error) if major.is_some() && settings.upgrade_bin_dir.is_some() => {
+                        let found = binaries::choose(settings.upgrade_bin_dir.as_deref(), major, account).await;
+                        found.map_err(|_| error)?
+                    }
+                    other => other?,
+                };
                 let version = found.version.ok_or(Error::NoBinaries { looked: Vec::new() })?;
                 Ok(Tools { account, bin_dir: found.bin_dir, version })
             })

@@ -4,6 +4,7 @@
 
 use std::io::PipeReader;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnectOptions;
@@ -18,6 +19,21 @@ use crate::record::Choice;
 use crate::role::Login;
 use crate::settings::Layout;
 use crate::version::Version;
+
+/// One run of one of PostgreSQL's programs beside a server.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is told. Nothing secret: other users of the machine can read it.
+    pub arguments: &'a [String],
+    /// Directories that it works in.
+    pub places: &'a [PathBuf],
+    /// The server that it connects to, by its socket's directory, and as whom.
+    pub server: Option<(&'a Path, &'a Login)>,
+    /// How long it may take.
+    pub deadline: Duration,
+}
 
 /// A PostgreSQL that BIB creates, starts and stops.
 #[async_trait]
@@ -117,6 +133,16 @@ pub trait ManagedPostgres: Send + Sync {
     /// # Errors
     /// What a container engine says.
     async fn dismantle(&self) -> Result<(), Error>;
+
+    /// Runs one of PostgreSQL's programs of this server's version, as its user, to its end. This server need not run.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] with what it said; [`Error::Deadline`]; [`Error::UpgradeElsewhere`] where programs cannot be run
+    /// beside the server.
+    async fn run(&self, program: Program<'_>) -> Result<(), Error> {
+        tracing::debug!(program = program.name, "there is nowhere to run it");
+        Err(Error::UpgradeElsewhere { choice: self.choice().name() })
+    }
 
     /// The state as supervision sees it; see [`supervise`](Self::supervise).
     fn state(&self) -> watch::Receiver<State>;

@@ -20,6 +20,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where `postgres` and `initdb` are; found when absent.
     pub bin_dir: Option<PathBuf>,
+    /// Where those of a newer major version are: for an upgrade, and for data that it carried over. `bin_dir` when absent.
+    pub upgrade_bin_dir: Option<PathBuf>,
     /// The user the server runs as; only root may choose.
     pub run_as: Option<RunAs>,
     /// The major version to use where there is no data yet that says so: data that comes from elsewhere.
@@ -70,6 +72,7 @@ impl Settings {
             data_root: data_root.into(),
             runtime_dir: runtime_dir.into(),
             bin_dir: None,
+            upgrade_bin_dir: None,
             run_as: None,
             major: None,
             limits: Limits::default(),

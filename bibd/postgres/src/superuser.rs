@@ -36,6 +36,8 @@ pub enum Act {
     OpenGlass,
     /// Ends the sessions of that role and drops it.
     CloseGlass,
+    /// Asks the cluster of an upgrade, in which nothing is yet, what its programs have.
+    TryUpgrade,
 }
 
 impl Act {
@@ -49,6 +51,7 @@ impl Act {
             Self::CloseRotation => "database.rotation.close",
             Self::OpenGlass => "database.glass.open",
             Self::CloseGlass => "database.glass.close",
+            Self::TryUpgrade => "database.upgrade.try",
         }
     }
 }

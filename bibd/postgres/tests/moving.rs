@@ -3,14 +3,17 @@
 
 mod support;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bibd_postgres::moving::{self, Ended};
-use bibd_postgres::{Choice, Error, GroupRole, Randomness, SecretStore, Started, Stop, Wanted};
+use bibd_postgres::{Choice, Error, Failpoints, GroupRole, Randomness, SecretStore, Started, Stop, Wanted};
+use futures::FutureExt as _;
 use rand::SeedableRng as _;
 use support::{Ground, TestServer, machine_has, run, text};
 
-on_every_engine!(the_data_goes_along_and_what_cannot_be_moved_stays);
+on_every_engine!(the_data_goes_along_and_what_cannot_be_moved_stays, a_death_at_any_step_is_gone_forward_from);
 
 fn random() -> Randomness {
     Randomness::new(rand::rngs::StdRng::seed_from_u64(11))
@@ -18,7 +21,7 @@ fn random() -> Randomness {
 
 async fn carry_out(server: &TestServer, wanted: Wanted) -> Option<Ended> {
     let secrets: Arc<dyn SecretStore> = server.store.clone();
-    moving::carry_out(wanted, &server.settings, secrets, random()).await.unwrap();
+    moving::carry_out(wanted, &server.settings, secrets, random(), &Failpoints::default()).await.unwrap();
     let ended = moving::read(&server.settings).unwrap().and_then(|planned| planned.ended);
     moving::forget(&server.settings).unwrap();
     ended
@@ -105,7 +108,38 @@ async fn the_data_goes_along_and_what_cannot_be_moved_stays(ground: Ground) {
     server.connect(GroupRole::Service).await;
     // A plan that is no plan is said, and nothing is moved.
     std::fs::write(server.layout().home.join("MOVE"), "{").unwrap();
-    let refused = moving::carry_out(Wanted::Auto, &server.settings, server.store.clone(), random()).await.unwrap_err();
+    let (secrets, failpoints) = (server.store.clone(), Failpoints::default());
+    let refused = moving::carry_out(Wanted::Auto, &server.settings, secrets, random(), &failpoints).await.unwrap_err();
     assert!(matches!(refused, Error::MoveDamaged { .. }) && refused.hint().is_some(), "{refused}");
+    server.postgres.stop(Stop::Clean).await.unwrap();
+}
+
+async fn a_death_at_any_step_is_gone_forward_from(ground: Ground) {
+    if !machine_has(Ground::Process).await {
+        return;
+    }
+    let mut server = TestServer::started_on(ground).await;
+    run(&mut server.attacker().await, "CREATE SCHEMA kept; CREATE TABLE kept.kept AS SELECT 1 AS n").await.unwrap();
+    for point in Failpoints::MOVE {
+        // There, and back again.
+        for (from, to) in [(Choice::Container, Choice::Process), (Choice::Process, Choice::Container)] {
+            moving::plan(from, to, &server.settings).unwrap();
+            let dying = Failpoints::new(move |hit| assert_ne!(hit, point, "the daemon dies here"));
+            let secrets: Arc<dyn SecretStore> = server.store.clone();
+            let moving = moving::carry_out(Wanted::Auto, &server.settings, secrets, random(), &dying);
+            assert!(AssertUnwindSafe(moving).catch_unwind().await.is_err(), "{point} was not hit");
+            let begun = Instant::now();
+            assert_eq!(carry_out(&server, Wanted::Auto).await, Some(Ended::Done), "{point}");
+            server.choice = to;
+            server.another_daemon();
+            assert!(!server.postgres.provision().await.unwrap().created);
+            server.postgres.start().await.unwrap();
+            server.database.ensure_roles().await.unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(10), "{point}: {:?}", begun.elapsed());
+            assert_eq!(count(&server).await, "1", "{point}");
+            let left = ground.engine(&["ps", "--all", "--quiet", "--filter", &format!("name={}", server.container())]);
+            assert_eq!(left.1.is_empty(), to == Choice::Process, "{point}: {left:?}");
+        }
+    }
     server.postgres.stop(Stop::Clean).await.unwrap();
 }

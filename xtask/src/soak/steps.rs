@@ -1,5 +1,5 @@
-//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a rotation, a backup, a restore or a
-//! grant of break-glass (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within
+//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a migration of the schema, an upgrade
+//! of PostgreSQL, a rotation, a backup, a restore or a grant of break-glass (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within
 //! ten seconds one valid state is found, and the same work is done to its end.
 
 use std::collections::BTreeMap;
@@ -13,12 +13,15 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::glass;
+use crate::newer;
 use crate::node::{DIE_AT, Node, Programs, passable_directory};
 use crate::process::capture;
 use crate::random::Random;
 
 /// The works and their steps, as the daemon names them (`bibd/daemon/src/failpoint.rs`).
-const WORKS: [(&str, &[&str]); 4] = [
+const WORKS: [(&str, &[&str]); 6] = [
+    ("migrate", &["opened", "ran", "committed", "done"]),
+    ("upgrade", &["begun", "made", "dumped", "loaded", "built", "aside", "placed", "recorded", "ended"]),
     ("rotate", &["intent", "opened", "stored", "moved", "closed"]),
     ("backup", &["begun", "streamed", "manifest"]),
     ("restore", &["claimed", "unpacked", "recovered", "examined", "settled"]),
@@ -44,22 +47,28 @@ pub(super) struct Outcome {
 /// When the node cannot be had. What did not hold is in the outcome.
 pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result<Outcome> {
     let directory = passable_directory(None)?;
-    let mut steps = Steps::begin(Node::new(programs.clone(), directory.path()), directory.path())?;
+    let mut steps = Steps::begin(programs, directory.path())?;
     let (mut outcome, mut random) = (Outcome::default(), Random::of(seed));
+    let newer = newer::find()?;
     for (work, names) in WORKS {
         let first = random.below(names.len() as u64);
         for round in 0..rounds {
             let step = names[usize::try_from((first + round) % names.len() as u64)?];
             let point = format!("{work}.{step}");
-            *outcome.deaths.entry(point.clone()).or_default() += 1;
             let began = Instant::now();
             let found = match work {
+                "migrate" => steps.migration(&point),
+                "upgrade" => match &newer {
+                    Some(newer) => steps.upgrade(&point, newer),
+                    None => continue,
+                },
                 "rotate" => steps.rotation(&point),
                 "backup" => steps.backup(&point),
                 // Each step in turn with a session and without one.
                 "glass" => steps.glass(&point, (round + round / names.len() as u64).is_multiple_of(2)),
                 _ => steps.restore(&point),
             };
+            *outcome.deaths.entry(point.clone()).or_default() += 1;
             let took = began.elapsed().as_secs_f64();
             match found {
                 Ok(()) => println!("death at {point}: one valid state; the round took {took:.1} s"),
@@ -79,6 +88,7 @@ pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result
 }
 
 pub(super) struct Steps {
+    programs: Programs,
     pub(super) node: Node,
     pub(super) home: PathBuf,
     /// Topics that were acknowledged.
@@ -90,19 +100,76 @@ pub(super) struct Steps {
 
 impl Steps {
     /// A node with a store, a recovery sheet, a key of break-glass and a backup.
-    fn begin(mut node: Node, home: &Path) -> anyhow::Result<Self> {
+    fn begin(programs: &Programs, home: &Path) -> anyhow::Result<Self> {
+        let mut steps = Self::of(programs, home);
         let config = home.join("config");
         fs::create_dir_all(&config).context("make the configuration's directory")?;
         let store = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", home.join("store").display());
         let text = format!("{store}{}", glass::configuration(home)?);
         fs::write(config.join("config.yaml"), text).context("write the configuration")?;
-        node.start()?;
-        node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;
-        let mut steps =
-            Self { node, home: home.to_owned(), topics: 0, newest: Default::default(), slowest: Duration::ZERO };
+        steps.node.start()?;
+        steps.node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;
         steps.make_topic()?;
         steps.make_backup()?;
         Ok(steps)
+    }
+
+    /// A node that was never started.
+    fn of(programs: &Programs, home: &Path) -> Self {
+        let (programs, node) = (programs.clone(), Node::new(programs.clone(), home));
+        Self { programs, node, home: home.to_owned(), topics: 0, newest: Default::default(), slowest: Duration::ZERO }
+    }
+
+    /// Another node, in a directory of its own, which goes when `work` succeeds.
+    fn beside(&mut self, work: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let home = passable_directory(Some(&self.home))?;
+        let mut other = Self::of(&self.programs, home.path());
+        work(&mut other).with_context(|| format!("in `{}`\n{}", home.path().display(), other.node.end_of_log()))?;
+        other.node.stop()?;
+        self.slowest = self.slowest.max(other.slowest);
+        Ok(())
+    }
+
+    /// The daemon dies at `point` of its start, and is started again.
+    fn die_in_start(&mut self, point: &str) -> anyhow::Result<()> {
+        self.node.die_at(Some(point));
+        self.node.spawn()?;
+        ensure!(self.node.wait_ended()?.signal() == KILLED, "the daemon did not die at {point}");
+        self.node.die_at(None);
+        self.recover(|_| Ok(true))
+    }
+
+    /// A new node's schema is whole at the second start, whatever of it was there, and what migrates is shut out.
+    fn migration(&mut self, point: &str) -> anyhow::Result<()> {
+        self.beside(|fresh| {
+            fresh.die_in_start(point)?;
+            // Every role against every table, and who may log in.
+            fresh.node.ask(&["admin", "db", "audit"])?;
+            fresh.check_log()
+        })
+    }
+
+    /// The node goes on with the old PostgreSQL or with the new one, and has everything.
+    fn upgrade(&mut self, point: &str, newer: &Path) -> anyhow::Result<()> {
+        self.beside(|other| {
+            other.node.has_newer(newer);
+            other.node.start()?;
+            other.make_topic()?;
+            let planned = other.node.ask(&["admin", "db", "upgrade"])?;
+            other.node.stop()?;
+            other.die_in_start(point)?;
+            let listed = other.node.ask(&["topic", "list"])?;
+            let found = listed.as_array().map_or(0, Vec::len) as u64;
+            ensure!(found == other.topics, "{found} topics, not {}", other.topics);
+            let status = other.node.ask(&["admin", "db", "status"])?;
+            let runs = status[0]["version"].as_str().unwrap_or_default().to_owned();
+            let is_early = ["upgrade.begun", "upgrade.made", "upgrade.dumped", "upgrade.loaded"].contains(&point);
+            let expected = &planned[if is_early { "from" } else { "to" }];
+            ensure!(*expected == runs.as_str(), "PostgreSQL {runs} runs, not {expected}");
+            ensure!(!other.node.data().join("postgres/upgrade").exists(), "what was made beside it is still there");
+            other.node.ask(&["admin", "db", "audit"])?;
+            other.check_log()
+        })
     }
 
     fn make_topic(&mut self) -> anyhow::Result<()> {
@@ -227,9 +294,10 @@ impl Outcome {
     /// The part of `docs/soak.md`.
     pub(super) fn page(&self) -> String {
         let mut page = String::from(
-            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a rotation, a backup, a\n\
-             restore or a grant of break-glass. Started again it must write again within ten seconds and be in one valid state:\n\
-             one open login of each pair, a backup that is whole or not offered, a target on which no daemon starts until the\n\
+            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a migration of the schema,\n\
+             an upgrade of PostgreSQL, a rotation, a backup, a restore or a grant of break-glass. Started again it must write\n\
+             again within ten seconds and be in one valid state: a schema that is whole, the old PostgreSQL or the new one\n\
+             with everything in it, one open login of each pair, a backup that is whole or not offered, a target on which no daemon starts until the\n\
              same restore was finished, neither role nor session of a grant and a report that says what was said.\n\n\
              | died after | times |\n|---|---|\n",
         );

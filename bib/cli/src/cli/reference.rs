@@ -156,6 +156,14 @@ fn prints(command: &str) -> (Prints, &'static str) {
             "6 when it is there already, or could not be run there. It is done with the next start of `bibd`.",
         ),
         "admin db rotate" => (one::<admin::RotationRow>(), "6 when the only role asked for is at work for long."),
+        "admin db upgrade" => (
+            Prints::Either(&[
+                ("To plan it, and with `--dry-run`:", admin::UpgradeRow::FIELDS),
+                ("With `--remove-old`:", admin::RemovedRow::FIELDS),
+                ("With `--cancel`:", Done::FIELDS),
+            ]),
+            "6 when it could not be done, or there is nothing to take back or to remove. It is done with the next start of `bibd`.",
+        ),
         "admin db status" => (many::<admin::RoleRow>(), ""),
         "admin logs" => (many::<admin::LogRow>(), ""),
         "admin metrics" => (Prints::Other("Prometheus' text format."), ""),

@@ -119,6 +119,7 @@ fn the_names_of_the_issue_are_there() {
         "admin db move",
         "admin db rotate",
         "admin db status",
+        "admin db upgrade",
         "admin logs",
         "admin metrics",
         "admin recovery export",

@@ -119,6 +119,17 @@ impl Admin {
         call!(self, No, AdminServiceClient, move_database, message)
     }
 
+    /// Plans an upgrade of the database to `to_major` (0 is the newest that is there), says what it would be, or what else
+    /// `act` asks.
+    pub async fn upgrade_database(
+        &self,
+        act: pb::DatabaseUpgrade,
+        to_major: u32,
+    ) -> Result<pb::UpgradeDatabaseResponse> {
+        let message = pb::UpgradeDatabaseRequest { act: act.into(), to_major };
+        call!(self, No, AdminServiceClient, upgrade_database, message)
+    }
+
     /// Makes the recovery keys and their sheet, once.
     pub async fn export_recovery(&self, request: pb::ExportRecoveryRequest) -> Result<pb::ExportRecoveryResponse> {
         call!(self, No, AdminServiceClient, export_recovery, request)

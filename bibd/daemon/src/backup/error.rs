@@ -180,6 +180,7 @@ impl BackupError {
             Self::Damaged { .. } | Self::NotSigned { .. } => {
                 "restore another backup: `bib admin backup list` shows what there is".to_owned()
             }
+            // Also after an upgrade to another major version, until the first backup of what it made.
             Self::NotReachable { reachable, .. } => format!("restore to that moment: --time {reachable}"),
             Self::Sealed { source, .. } => {
                 source.hint().unwrap_or("give the recovery sheet: --identity FILE").to_owned()

@@ -289,6 +289,9 @@ pub struct Database {
     pub container: Container,
     /// Where `postgres` and `initdb` are. Default: PATH, then the distribution's directories.
     pub bin_dir: Option<PathBuf>,
+    /// Where those of a newer major version are, for `bib admin db upgrade` and for the data that it carried over. Default:
+    /// as `bin_dir`.
+    pub upgrade_bin_dir: Option<PathBuf>,
     /// The user that PostgreSQL runs as when the daemon is root. Default: `bibd` where there is one, else `postgres`.
     pub run_as: Option<String>,
     /// `shared_buffers`.
@@ -350,6 +353,7 @@ impl Default for Database {
             provisioner: Provisioner::default(),
             container: Container::default(),
             bin_dir: None,
+            upgrade_bin_dir: None,
             run_as: None,
             shared_buffers: Size(128 << 20),
             max_wal: Size(1 << 30),

@@ -40,6 +40,7 @@ use crate::services::refusals::Refusals;
 use crate::services::rotation::Rotation;
 use crate::services::tier::Tier;
 use crate::services::topic::TopicUseCases;
+use crate::services::upgrading::Upgrading;
 use crate::services::users::Users;
 use crate::services::{accounts, alert_delivery, alerts, export, retention, tasks};
 use crate::supervisor::{Policy, TaskKind};
@@ -107,6 +108,7 @@ impl Edge {
             database: DatabaseAudit::new(foundation, base.clone()),
             rotation,
             moving: Moving::start(foundation, base.clone()).await?,
+            upgrading: Upgrading::start(foundation, base.clone()).await?,
             node: node.clone(),
             recovery: Recovery::start(foundation, base.clone())?,
             recovery_check: RecoveryCheck::new(base.clone(), foundation.secrets.clone()),

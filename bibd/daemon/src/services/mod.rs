@@ -61,6 +61,7 @@ pub mod tokens;
 pub mod topic;
 mod tree;
 pub mod updates;
+pub mod upgrading;
 pub mod upload;
 pub mod users;
 pub mod verifier;

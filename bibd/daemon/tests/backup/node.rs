@@ -35,6 +35,23 @@ pub struct Place {
     bucket: Option<String>,
     /// Further settings.
     settings: Vec<(&'static str, String)>,
+    /// `database.upgrade_bin_dir`.
+    newer: Option<PathBuf>,
+}
+
+/// The programs of a newer major version than those that are found by themselves: `BIB_TEST_NEWER_POSTGRES` names their
+/// directory, which `cargo xtask test` fetches. Without them tests say so loudly; with CI=true they fail.
+pub async fn newer_programs() -> Option<PathBuf> {
+    let usual = || PathBuf::from("/var/cache/bib/newer-postgres/bin");
+    let newer = std::env::var_os("BIB_TEST_NEWER_POSTGRES").map_or_else(usual, PathBuf::from);
+    let account = Account::choose(None, Path::new("/nonexistent")).await.unwrap();
+    let missing = match binaries::choose(Some(&newer), None, account).await {
+        Ok(_) => return Some(newer),
+        Err(error) => error,
+    };
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have a newer PostgreSQL: {missing}");
+    eprintln!("\n==== SKIPPED, NOTHING TESTED: {missing}; `cargo xtask test` fetches one\n");
+    None
 }
 
 impl Place {
@@ -52,7 +69,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new() })
+        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new(), newer: None })
     }
 
     /// The same, with PostgreSQL in a container of the engine behind `socket`.
@@ -81,6 +98,11 @@ impl Place {
         self.provisioner = provisioner;
     }
 
+    /// Sets `database.upgrade_bin_dir` for the next start.
+    pub fn has_newer(&mut self, programs: PathBuf) {
+        self.newer = Some(programs);
+    }
+
     /// Keeps backups there instead of in the directory.
     pub fn keeps_in(&mut self, bucket: String) {
         self.bucket = Some(bucket);
@@ -99,6 +121,9 @@ impl Place {
     /// What runs PostgreSQL, as settings.
     fn database(&self) -> Vec<(&'static str, String)> {
         let mut settings = vec![("database.provisioner", self.provisioner.to_owned())];
+        if let Some(newer) = &self.newer {
+            settings.push(("database.upgrade_bin_dir", newer.display().to_string()));
+        }
         if let Some((socket, image)) = &self.container {
             settings.push(("database.container.socket", socket.display().to_string()));
             settings.push(("database.container.image", image.clone()));

@@ -139,6 +139,24 @@ pub async fn machine_has_postgres() -> bool {
     false
 }
 
+/// The programs of a newer major version than those that are found by themselves: `BIB_TEST_NEWER_POSTGRES` names their
+/// directory, which `cargo xtask test` fetches. Without them tests say so loudly; with CI=true they fail.
+pub async fn newer_programs() -> Option<PathBuf> {
+    if !machine_has_postgres().await {
+        return None;
+    }
+    let usual = || PathBuf::from("/var/cache/bib/newer-postgres/bin");
+    let newer = std::env::var_os("BIB_TEST_NEWER_POSTGRES").map_or_else(usual, PathBuf::from);
+    let account = Account::choose(None, Path::new("/nonexistent")).await.unwrap();
+    let missing = match binaries::choose(Some(&newer), None, account).await {
+        Ok(_) => return Some(newer),
+        Err(error) => error,
+    };
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must have a newer PostgreSQL: {missing}");
+    eprintln!("\n==== SKIPPED, NOTHING TESTED: {missing}; `cargo xtask test` fetches one\n");
+    None
+}
+
 /// Whether this machine can run a server there; says so loudly where it cannot, and fails where CI=true.
 pub async fn machine_has(ground: Ground) -> bool {
     if ground == Ground::Process {
@@ -341,18 +359,20 @@ impl Drop for TestServer {
             }
             return;
         }
-        // Only the server of this very directory, which the test started: found through its pid file.
-        let data = &self.layout().data;
-        let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return };
-        let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { return };
-        let ours = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == *data);
-        if ours() {
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while ours() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(5));
+        // Only the servers of this very directory, which the test started: found through their pid files.
+        let layout = self.layout();
+        for data in [layout.data, layout.home.join("upgrade/postgres/data")] {
+            let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { continue };
+            let Some(pid) = text.lines().next().and_then(|line| line.parse::<i32>().ok()) else { continue };
+            let ours = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data);
+            if ours() {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while ours() && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         }
     }

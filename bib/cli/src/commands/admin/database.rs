@@ -2,8 +2,9 @@
 
 use bib_client::pb;
 use bib_core::text::scrub;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
+use crate::commands::done::Done;
 use crate::context::Context;
 use crate::errors::{Exit, Failure, Result};
 use crate::output::{Format, record};
@@ -31,6 +32,25 @@ pub(crate) enum Command {
     },
     /// Shows what runs the database, and every role with its login and the age of its password
     Status,
+    /// Carries the database over to a newer major version of PostgreSQL when `bibd` starts next
+    Upgrade(Upgrade),
+}
+
+/// An upgrade.
+#[derive(Debug, Args)]
+pub(crate) struct Upgrade {
+    /// To this version; to the newest that the node has when absent
+    #[arg(long, value_name = "MAJOR", value_parser = clap::value_parser!(u32).range(1..))]
+    to_major: Option<u32>,
+    /// Only tries the newer programs, and says what it would take
+    #[arg(long)]
+    dry_run: bool,
+    /// Takes back what is planned
+    #[arg(long, conflicts_with_all = ["to_major", "dry_run"])]
+    cancel: bool,
+    /// Removes the database that the last upgrade replaced: there is no way back then
+    #[arg(long, conflicts_with_all = ["to_major", "dry_run", "cancel"])]
+    remove_old: bool,
 }
 
 record! {
@@ -52,6 +72,19 @@ record! {
 }
 
 record! {
+    /// An upgrade of the database.
+    UpgradeRow {
+        from: String = Text, to: String = Text, programs: String = Text, database_bytes: u64 = Bytes,
+        needed_bytes: u64 = Bytes, free_bytes: u64 = Bytes, kept: String = Text, planned: bool = Text,
+    }
+}
+
+record! {
+    /// What the database that an upgrade replaced took.
+    RemovedRow { removed_bytes: u64 = Bytes }
+}
+
+record! {
     /// A role of the database; what is the same for all of them is for programs.
     RoleRow {
         role: String = Text listed, login: String = Text listed, password_age_ms: u64 = Millis listed,
@@ -69,6 +102,7 @@ impl Command {
             Self::Move { to, dry_run } => relocate(context, &to, dry_run).await,
             Self::Rotate { roles } => rotate(context, &roles).await,
             Self::Status => status(context).await,
+            Self::Upgrade(wanted) => upgrade(context, &wanted).await,
         }
     }
 }
@@ -101,6 +135,37 @@ async fn relocate(context: &Context, to: &str, dry_run: bool) -> Result<()> {
         context
             .output
             .note(&format!("the node's database.provisioner names another one: set it to auto or {to} first"));
+    }
+    Ok(())
+}
+
+async fn upgrade(context: &Context, wanted: &Upgrade) -> Result<()> {
+    let admin = context.client().await?.admin();
+    if wanted.cancel {
+        admin.upgrade_database(pb::DatabaseUpgrade::Cancel, 0).await?;
+        return context.output.one(&Done::new("cancelled", "upgrade"));
+    }
+    if wanted.remove_old {
+        context.asker.confirm("remove the database that the last upgrade replaced? there is no way back to it then")?;
+        let answer = admin.upgrade_database(pb::DatabaseUpgrade::RemoveOld, 0).await?;
+        return context.output.one(&RemovedRow { removed_bytes: answer.removed_bytes });
+    }
+    let act = if wanted.dry_run { pb::DatabaseUpgrade::Examine } else { pb::DatabaseUpgrade::Plan };
+    let answer = admin.upgrade_database(act, wanted.to_major.unwrap_or_default()).await?;
+    context.output.one(&UpgradeRow {
+        from: answer.from,
+        to: answer.to,
+        programs: answer.programs,
+        database_bytes: answer.database_bytes,
+        needed_bytes: answer.needed_bytes,
+        free_bytes: answer.free_bytes,
+        kept: answer.kept,
+        planned: !wanted.dry_run,
+    })?;
+    if !wanted.dry_run {
+        context
+            .output
+            .note("it is upgraded when bibd starts next, which takes as long as a dump and loading it; restart it");
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(crate) mod rows {
     pub(crate) use super::break_glass::{GlassSessionRow, GlassStatusRow, GrantRow};
     pub(crate) use super::config::ConfigRow;
     pub(crate) use super::credentials::CredentialsRow;
-    pub(crate) use super::database::{FindingRow, MoveRow, RoleRow, RotationRow};
+    pub(crate) use super::database::{FindingRow, MoveRow, RemovedRow, RoleRow, RotationRow, UpgradeRow};
     pub(crate) use super::logs::LogRow;
     pub(crate) use super::recovery::{RecoveryRow, SheetRow};
     pub(crate) use super::storage::{CollectRow, MovedRow, ScrubRow, StatusRow};

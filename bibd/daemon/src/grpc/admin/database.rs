@@ -2,9 +2,12 @@
 
 use bib_proto::v1::{
     self as pb, AuditDatabaseResponse, GetDatabaseStatusResponse, MoveDatabaseResponse, RotateDatabaseResponse,
+    UpgradeDatabaseResponse,
 };
 use bibd_postgres::checklist::{Finding, Status as Verdict};
+use bibd_postgres::upgrading::Prospect;
 
+use crate::services::ServiceError;
 use crate::services::moving::Planned;
 use crate::services::rotation::{DatabaseStatus, RoleState, Rotated};
 
@@ -54,6 +57,25 @@ pub(super) fn planned(planned: Planned) -> MoveDatabaseResponse {
         version: planned.version,
         is_allowed: planned.is_allowed,
     }
+}
+
+/// An upgrade as it is planned, or would be.
+pub(super) fn upgrade(prospect: Prospect) -> UpgradeDatabaseResponse {
+    UpgradeDatabaseResponse {
+        from: prospect.from.to_string(),
+        to: prospect.to.to_string(),
+        programs: prospect.bin_dir.display().to_string(),
+        database_bytes: prospect.database_bytes,
+        needed_bytes: prospect.needed_bytes,
+        free_bytes: prospect.free_bytes,
+        kept: prospect.kept.display().to_string(),
+        removed_bytes: 0,
+    }
+}
+
+/// Nothing is asked of an upgrade.
+pub(super) fn no_act() -> ServiceError {
+    ServiceError::invalid("act", "it says what is asked of the upgrade, and says nothing")
 }
 
 /// What a rotation did.

@@ -41,6 +41,7 @@ use crate::services::recovery_check::RecoveryCheck;
 use crate::services::rotation::Rotation;
 use crate::services::scrub::ScrubUseCases;
 use crate::services::tier::TierUseCases;
+use crate::services::upgrading::Upgrading;
 
 /// How long running calls are given when the request does not say.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -64,6 +65,8 @@ pub struct AdminParts {
     pub rotation: Rotation,
     /// The database from one provisioner to another.
     pub moving: Moving,
+    /// The database carried over to a newer major version.
+    pub upgrading: Upgrading,
     /// The node as a whole.
     pub node: NodeUseCases,
     /// The recovery sheet.
@@ -287,6 +290,30 @@ impl AdminService for AdminHandler {
         let wanted = request.into_inner();
         let planned = self.parts.moving.plan(&call, &wanted.to, wanted.dry_run).await?;
         Ok(Response::new(database::planned(planned)))
+    }
+
+    async fn upgrade_database(
+        &self,
+        request: Request<pb::UpgradeDatabaseRequest>,
+    ) -> Result<Response<pb::UpgradeDatabaseResponse>, Status> {
+        let call = call_of(&request)?;
+        let wanted = request.into_inner();
+        let upgrading = &self.parts.upgrading;
+        let to = (wanted.to_major > 0).then_some(wanted.to_major);
+        let answer = match wanted.act() {
+            pb::DatabaseUpgrade::Unspecified => return Err(database::no_act().into()),
+            pb::DatabaseUpgrade::Examine => database::upgrade(upgrading.examine(&call, to).await?),
+            pb::DatabaseUpgrade::Plan => database::upgrade(upgrading.plan(&call, to).await?),
+            pb::DatabaseUpgrade::Cancel => {
+                upgrading.cancel(&call).await?;
+                pb::UpgradeDatabaseResponse::default()
+            }
+            pb::DatabaseUpgrade::RemoveOld => {
+                let removed_bytes = upgrading.remove_old(&call).await?;
+                pb::UpgradeDatabaseResponse { removed_bytes, ..Default::default() }
+            }
+        };
+        Ok(Response::new(answer))
     }
 
     async fn export_recovery(

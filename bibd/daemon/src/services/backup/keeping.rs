@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{BackupUseCases, Listed};
+use crate::backup::BackupError;
 use crate::errors::ErrorCode;
 use crate::grpc::health::Condition;
 use crate::services::error::ServiceError;
@@ -63,14 +64,16 @@ impl BackupUseCases {
     /// Does what is due, the most important first.
     async fn keep(&self) -> Result<(), ServiceError> {
         let call = self.base.internal_call("backup");
-        let due = self.due(&self.all().await?);
+        // After an upgrade the server is another cluster, whose log continues no backup of the former one.
+        let cluster = self.foundation.postgres.origin().await.map_err(BackupError::from)?.system_identifier.to_string();
+        let due = self.due(&self.all().await?, &cluster);
         if due.backup {
             // Nobody watches.
             let (progress, watched) = mpsc::channel(1);
             drop(watched);
             self.perform(&call, progress).await?;
         }
-        let due = self.due(&self.all().await?);
+        let due = self.due(&self.all().await?, &cluster);
         if let Some(id) = due.verification {
             self.check(&call, &id).await?;
         }
@@ -81,7 +84,7 @@ impl BackupUseCases {
         Ok(())
     }
 
-    fn due(&self, listed: &[Listed]) -> Due {
+    fn due(&self, listed: &[Listed], cluster: &str) -> Due {
         let backup = &self.foundation.config().backup;
         let times = Times {
             now: self.base.now(),
@@ -89,7 +92,7 @@ impl BackupUseCases {
             verify_every_s: seconds(backup.verify_every.0),
             keep: usize::try_from(backup.keep).unwrap_or(usize::MAX),
         };
-        due(listed, self.base.epoch, &times)
+        due(listed, self.base.epoch, cluster, &times)
     }
 }
 
@@ -106,13 +109,13 @@ fn seconds(duration: Duration) -> i64 {
 
 /// What is due. `listed` is newest first. A time that lies further in the future than the step is a wrong clock's: it
 /// counts as old, once.
-fn due(listed: &[Listed], epoch: u64, times: &Times) -> Due {
+fn due(listed: &[Listed], epoch: u64, cluster: &str, times: &Times) -> Due {
     let is_old =
         |time: Timestamp, every_s: i64| times.now.as_seconds().abs_diff(time.as_seconds()) >= every_s.unsigned_abs();
     let whole: Vec<&Listed> = listed.iter().filter(|one| one.manifest.is_some()).collect();
     let manifests = || whole.iter().filter_map(|one| one.manifest.as_ref());
     // A restored node's own log continues none of the backups before its epoch.
-    let own = || manifests().filter(|manifest| manifest.epoch == epoch);
+    let own = || manifests().filter(|manifest| manifest.epoch == epoch && manifest.system_identifier == cluster);
     let is_unchecked = whole.iter().filter_map(|one| one.verified).all(|time| is_old(time, times.verify_every_s));
     Due {
         backup: own().all(|manifest| is_old(manifest.created, times.every_s)),
@@ -139,7 +142,7 @@ mod tests {
     }
 
     fn due_at(now_s: i64, listed: &[Listed]) -> Due {
-        due(listed, 2, &Times { now: at(now_s), every_s: DAY, verify_every_s: 7 * DAY, keep: 2 })
+        due(listed, 2, "1", &Times { now: at(now_s), every_s: DAY, verify_every_s: 7 * DAY, keep: 2 })
     }
 
     #[test]
@@ -147,6 +150,9 @@ mod tests {
         assert!(due_at(100 * DAY, &[]).backup);
         let former = one("a", 1, 100 * DAY, None);
         assert!(due_at(100 * DAY, &[former]).backup);
+        let mut upgraded = one("a", 2, 100 * DAY, None);
+        upgraded.manifest.as_mut().unwrap().system_identifier = "7".to_owned();
+        assert_eq!(due_at(100 * DAY, &[upgraded]), Due { backup: true, ..Due::default() });
     }
 
     #[test]
