@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use bib_core::record::{Body, VersionSignature};
+use bib_core::record::{Body, Lineage, SignedRecord, StepProof, VersionSignature};
 use bib_core::signature::{Purpose, VERSION_NAMESPACE};
 use bib_core::statement::{Author, Statement};
-use bib_core::{Hash, KeyFingerprint, PeerId};
+use bib_core::{DatasetId, Hash, KeyFingerprint, Nonce, PeerId};
 use bib_identity::node_key;
 use bib_identity::ssh::{self, PublicKey};
 use bib_proto::v1 as pb;
@@ -91,11 +91,8 @@ pub fn author_verdict(version: &pb::Version, statement: &Statement) -> Verdict {
 
 /// A service has no person's key: the node signs the statement, and the signature lies in the version's record.
 fn service_signed(version: &pb::Version, node: &PeerId) -> Verdict {
-    let Ok(owner) = version.owner.parse::<PeerId>() else {
-        return Verdict::Unknown("the version's owner is not known".to_owned());
-    };
-    let record = match checked_record(version.record.as_ref(), &owner) {
-        Ok(Body::Version(record)) if record.statement == version.statement.as_ref() => record,
+    let record = match checked_record(version, version.record.as_ref()) {
+        Ok((Body::Version(record), _)) if record.statement == version.statement.as_ref() => record,
         Ok(_) => return Verdict::Bad("the record that came is not about this version".to_owned()),
         Err(verdict) => return verdict,
     };
@@ -132,12 +129,15 @@ pub fn voucher_verdict(version: &pb::Version, statement: &Statement) -> Verdict 
     let Author::Person { key, .. } = &statement.author else {
         return Verdict::Good("the node speaks for itself".to_owned());
     };
-    let Ok(owner) = version.owner.parse::<PeerId>() else {
-        return Verdict::Unknown("the version's owner is not known".to_owned());
-    };
-    match checked_record(version.person_record.as_ref(), &owner) {
-        Ok(Body::Person(person)) => match person.fingerprint() {
-            Ok(found) if found == *key => Verdict::Good(format!("node {owner} vouches that {key} is {}", person.name)),
+    match checked_record(version, version.person_record.as_ref()) {
+        Ok((Body::Person(person), signer)) => match person.fingerprint() {
+            Ok(found) if found == *key && person.node == signer => {
+                let follows = match version.owner == signer.to_string() {
+                    true => String::new(),
+                    false => format!("; its proved successor is node {}", version.owner),
+                };
+                Verdict::Good(format!("node {signer} vouches that {key} is {}{follows}", person.name))
+            }
             _ => Verdict::Bad(format!("the record that came vouches for another key than {key}")),
         },
         Ok(_) => Verdict::Bad("the record that came is not about a person".to_owned()),
@@ -149,25 +149,78 @@ pub fn voucher_verdict(version: &pb::Version, statement: &Statement) -> Verdict 
 #[must_use]
 pub fn vouched_name(version: &pb::Version, statement: &Statement) -> Option<String> {
     let Author::Person { key, .. } = &statement.author else { return None };
-    let owner: PeerId = version.owner.parse().ok()?;
-    match checked_record(version.person_record.as_ref(), &owner) {
-        Ok(Body::Person(person)) if person.fingerprint().is_ok_and(|found| found == *key) => Some(person.name),
+    match checked_record(version, version.person_record.as_ref()) {
+        Ok((Body::Person(person), _)) if person.fingerprint().is_ok_and(|found| found == *key) => Some(person.name),
         _ => None,
     }
 }
 
-/// Reads a record that `signer` must have signed.
-fn checked_record(record: Option<&pb::SignedRecord>, signer: &PeerId) -> Result<Body, Verdict> {
+/// Reads a record that counts: signed by the version's owner or, within its time, by a node that the owner follows.
+/// Answers who signed.
+fn checked_record(version: &pb::Version, record: Option<&pb::SignedRecord>) -> Result<(Body, PeerId), Verdict> {
+    let Ok(owner) = version.owner.parse::<PeerId>() else {
+        return Err(Verdict::Unknown("the version's owner is not known".to_owned()));
+    };
     let Some(record) = record else {
         return Err(Verdict::Unknown("no record came along".to_owned()));
     };
-    if record.key.as_ref() != signer.to_multihash() {
-        return Err(Verdict::Bad(format!("the record is not signed by node {signer}")));
-    }
-    if node_key::verify(signer, Purpose::Record, &record.body, &record.sig).is_err() {
+    let (lineage, origin) = lineage(version, owner)?;
+    let Some(signer) = peer(&record.key).filter(|signer| lineage.distance(signer, &owner).is_some()) else {
+        return Err(Verdict::Bad(format!("the record is not signed by node {owner}, nor by one that it follows")));
+    };
+    if node_key::verify(&signer, Purpose::Record, &record.body, &record.sig).is_err() {
         return Err(Verdict::Bad(format!("the record's signature is not that of node {signer}")));
     }
-    Body::parse(&record.body).map_err(|error| Verdict::Bad(format!("the record cannot be read: {error}")))
+    let body = Body::parse(&record.body);
+    let body = body.map_err(|error| Verdict::Bad(format!("the record cannot be read: {error}")))?;
+    let counts = match &body {
+        // A person's record is about nobody's dataset: who signed vouches, for as long as it was the owner.
+        Body::Person(_) => lineage.within(&signer, body.revision()),
+        _ => lineage.judge(&origin, &signer, body.revision()),
+    };
+    counts.map_err(|error| Verdict::Bad(format!("the record does not count: {error}")))?;
+    Ok((body, signer))
+}
+
+/// The successions that came along and hold, and the node that made the dataset: its id belongs to that node.
+fn lineage(version: &pb::Version, owner: PeerId) -> Result<(Lineage, PeerId), Verdict> {
+    let mut lineage = Lineage::default();
+    // A node of an earlier minor version says nothing of an origin, and has no predecessor.
+    if version.origin.is_empty() && version.successions.is_empty() {
+        return Ok((lineage, owner));
+    }
+    for proof in &version.successions {
+        let records = proof.node.as_ref().and_then(signed).zip(proof.succession.as_ref().and_then(signed));
+        let Some((node, succession)) = records else {
+            return Err(Verdict::Bad("a succession that came along is no record".to_owned()));
+        };
+        let step = StepProof { node, succession }.open(&node_key::holds);
+        lineage.add(step.map_err(|error| Verdict::Bad(format!("a succession does not hold: {error}")))?);
+    }
+    let nonce = <[u8; 16]>::try_from(version.nonce.as_ref()).ok().map(Nonce::from_bytes);
+    let made = version.origin.parse::<PeerId>().ok().zip(nonce);
+    let about = Statement::parse(&version.statement).ok().map(|statement| statement.dataset);
+    let origin = made.filter(|(origin, nonce)| about == Some(DatasetId::derive(origin, nonce)));
+    let Some((origin, _)) = origin else {
+        return Err(Verdict::Bad(
+            "the dataset's id does not belong to the node that is said to have made it".to_owned(),
+        ));
+    };
+    if lineage.present(&origin) != owner {
+        return Err(Verdict::Bad(format!("nothing proves that node {owner} follows {origin}, which made the dataset")));
+    }
+    Ok((lineage, origin))
+}
+
+fn signed(record: &pb::SignedRecord) -> Option<SignedRecord> {
+    let sig = record.sig.as_ref().try_into().ok()?;
+    Some(SignedRecord { body: record.body.to_vec(), key: peer(&record.key)?, sig })
+}
+
+/// A peer id from its multihash bytes.
+fn peer(bytes: &[u8]) -> Option<PeerId> {
+    let key = PeerId::from_public_key(bytes.get(6..)?.try_into().ok()?);
+    (key.to_multihash() == bytes).then_some(key)
 }
 
 #[cfg(test)]

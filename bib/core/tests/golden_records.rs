@@ -271,8 +271,16 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ),
         (
             "record-succession.json",
-            Succession { revision, time, from: node(), to: other_node(), last: LastMark { epoch: 1, n: 5 }, extra }
-                .into(),
+            Succession {
+                revision,
+                time,
+                from: node(),
+                to: other_node(),
+                last: LastMark { epoch: 1, n: 5 },
+                acceptance: None,
+                extra,
+            }
+            .into(),
         ),
     ]
 }

@@ -186,6 +186,12 @@ pub fn verify(peer: &PeerId, purpose: Purpose, body: &[u8], signature: &[u8]) ->
     verify_raw(peer.public_key(), &signed_bytes(purpose, body), signature)
 }
 
+/// Whether a node's or a recovery key's signature holds, as [`bib_core::record::Verify`] asks.
+#[must_use]
+pub fn holds(key: &PeerId, purpose: Purpose, body: &[u8], signature: &[u8; 64]) -> bool {
+    verify(key, purpose, body, signature).is_ok()
+}
+
 /// Checks a node's signature over the text of a checkpoint.
 ///
 /// # Errors

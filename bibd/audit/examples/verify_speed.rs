@@ -83,7 +83,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let begin = Instant::now();
-    let trusted = TrustedInputs { public_key: Some(*node.public_key()), external: notes.clone(), table: notes };
+    let trusted = TrustedInputs {
+        public_key: Some(*node.public_key()),
+        external: notes.clone(),
+        table: notes,
+        ..TrustedInputs::default()
+    };
     let mut verifier = Verifier::new(&trusted);
     log.iter().for_each(|(seal, entry)| verifier.feed(&row(seal, entry)));
     let verdict = verifier.finish();

@@ -75,6 +75,49 @@ def open_note(note, key):
     except ValueError: return nothing
     return (int(epoch), int(size)), root, bytes.fromhex(head), node == peer_id(key) and good != [] and all(good)
 
+# --- Successions: a node that goes on under another key. Epochs before a succession's own are the former node's, when the
+# former node's recovery key (or its own key) signed it and the next node accepted. ---
+def key_of_peer(text):
+    n = 0
+    for c in text: n = n * 58 + "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz".index(c)
+    key = n.to_bytes(38, "big")[6:]
+    if peer_id(key) != text: raise ValueError("not a peer id")
+    return key
+
+def canonical(value): return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+def open_step(line):
+    """(former node, (authority, revision, hash), next node, its first epoch, whether it accepted), or None."""
+    try:
+        texts = [raw(line[name]["body"]) for name in ("succession", "node")]
+        said, node = map(json.loads, texts)
+        signer = line["succession"]["key"]
+        if [canonical(said), canonical(node)] != texts: raise ValueError
+        if (said["format"], node["format"]) != ("bib-succession/1", "bib-node/1"): raise ValueError
+        if not said["id"] == node["id"] == line["node"]["key"] or signer not in (said["id"], node.get("recovery")): raise ValueError
+        words = ((line["succession"], b"bib-succession-v1\0"), (line["node"], b"bib-record-v1\0"))
+        for (record, purpose), text in zip(words, texts):
+            if not signed(key_of_peer(record["key"]), purpose + text, bytes.fromhex(record["sig"])): raise ValueError
+        offer = canonical({name: value for name, value in said.items() if name != "acceptance"})
+        accepted = "acceptance" in said
+        if accepted and not signed(key_of_peer(said["to"]), b"bib-transfer-v1\0" + offer, bytes.fromhex(said["acceptance"])): raise ValueError
+        revision = [said["revision"][name] for name in ("tenure", "epoch", "n")]
+        rank = (signer != said["id"], revision, -int.from_bytes(sha(texts[0]), "big"))
+        return said["id"], rank, said["to"], said["revision"]["epoch"], accepted
+    except (ValueError, KeyError, TypeError, OverflowError): return None
+
+def former_nodes(lines, key):
+    """[(former node, the epochs before this one are its own)], the last one first."""
+    steps, found, limit = {}, [], 2**53
+    for step in filter(None, (open_step(line) for line in lines if line["kind"] == "succession")):
+        if step[0] not in steps or steps[step[0]][1] < step[1]: steps[step[0]] = step
+    node = peer_id(key) if key else ""
+    while True:
+        before = [step for step in steps.values() if step[2] == node and step[4] and step[3] < limit]
+        if not before: return found
+        node, _, _, limit, _ = max(before, key=lambda step: step[3])
+        found.append((node, limit))
+
 # --- Entries: canonical JSON with every member ---
 TEXTS = ["action", "actor", "details", "format", "id", "node", "operation", "result", "target", "time", "via"]
 NOTES = {"class": str, "hash": str, "rows": int, "table": str, "us": int}
@@ -138,7 +181,14 @@ def verify(lines, notes, key):
     rows = [line for line in lines if line["kind"] == "entry"]
     table = [line["note"] for line in lines if line["kind"] == "checkpoint"]
     beside, places = [], ({}, {})                                # places: {(epoch, size): {(root, head)}} outside, inside
-    opened = {note: open_note(note, key) for note in notes + table} if key else {}
+    former = former_nodes(lines, key)
+    def key_of(e):                                               # who signs for an epoch
+        owner = min((pair for pair in former if e < pair[1]), key=lambda pair: pair[1], default=None)
+        return key_of_peer(owner[0]) if key and owner else key
+    def claimed_epoch(note):
+        claimed = re.match(r"bib/[^/\n]*/(0|[1-9][0-9]{0,14})\n", note)
+        return int(claimed[1]) if claimed else 2**53
+    opened = {note: open_note(note, key_of(claimed_epoch(note))) for note in notes + table} if key else {}
     for note, result in opened.items():
         if not result[3]: beside.append((result[0], "checkpoint-invalid"))
     for place, source in zip(places, (notes, table)):
@@ -188,7 +238,7 @@ def verify(lines, notes, key):
             if named != before: raise Bad(at, "epoch-link-broken" if before else "epoch-missing")
         if (value["action"], value["result"]) == ("audit.erase", "ok"): erased.add(value["target"])
         if (value["action"], value["result"]) == ("audit.detach", "ok"):
-            runs, ends = detached(value["target"], key)
+            runs, ends = detached(value["target"], key_of(epoch))
             allowed += runs; named_ends.update(ends)
         earlier, head, seq = head, follow(head, new), seq + 1
         reach[epoch] = seq
@@ -238,7 +288,9 @@ def verify(lines, notes, key):
     if broken and key: beside.append((broken[0], "epoch-link-broken"))
     if beside: raise Bad(*min(beside, key=lambda found: found[0]))
     if not (key and newest): return {"verdict": "UNVERIFIED", "entries": sum(reach.values())}
-    return {"verdict": "OK", "entries": sum(reach.values()), "head": head.hex(), "checkpoint": list(newest)}
+    verdict = {"verdict": "OK", "entries": sum(reach.values()), "head": head.hex(), "checkpoint": list(newest)}
+    seen = [{"node": node, "before": before} for node, before in former if min(reach) < before]
+    return verdict | {"former": seen} if seen else verdict
 
 def verify_proof(proof, key):
     """RFC 9162, section 2.1.3.2, from the entry to the root that the checkpoint signed."""

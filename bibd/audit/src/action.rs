@@ -40,6 +40,7 @@ pub const SENSITIVE: &[&str] = &[
     "grant.set",
     "key.remove",
     "node.shutdown",
+    "node.succeed",
     "recovery.",
     "superuser.",
     "token.revoke",

@@ -1,7 +1,7 @@
 //! The whole log as JSON lines, for a verifier elsewhere.
 //!
-//! Lines, each canonical JSON with a `kind`: one `header`, the table's `checkpoint`s, every sealed row (`entry`) in
-//! order, then entries without a seal (`unsealed`) and ids that wait without an entry (`queued`). Bodies and details
+//! Lines, each canonical JSON with a `kind`: one `header`, a `succession` for each node that the log's node follows, the
+//! table's `checkpoint`s, every sealed row (`entry`) in order, then entries without a seal (`unsealed`) and ids that wait without an entry (`queued`). Bodies and details
 //! are strings, verbatim; bytes that are not UTF-8 (a tamper) are `{"hex": ..}`.
 
 use std::io::{self, BufRead};
@@ -11,7 +11,8 @@ use bib_core::{PeerId, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::verify::{DetailRow, EntryRow, Row, SealRow, TrustedInputs, Verdict, Verifier};
+use crate::succession;
+use crate::verify::{DetailRow, EntryRow, Row, SealRow, TrustedInputs, Verdict};
 
 /// The `format` in the header.
 pub const FORMAT: &str = "bib-audit-export/1";
@@ -97,6 +98,13 @@ pub enum Line {
         /// The note.
         note: String,
     },
+    /// What proves that the log's node follows a former one: that node's record, and the succession.
+    Succession {
+        /// The former node's record of itself.
+        node: RecordLine,
+        /// The succession.
+        succession: RecordLine,
+    },
     /// A sealed row. Boxed: it is much larger than the others.
     Entry(Box<SealedLine>),
     /// An entry without a seal.
@@ -111,6 +119,18 @@ pub enum Line {
         /// The id.
         id: Uuid,
     },
+}
+
+/// A signed record, verbatim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordLine {
+    /// The body.
+    pub body: Bytes,
+    /// Who signed.
+    pub key: PeerId,
+    /// The signature.
+    #[serde(with = "as_hex")]
+    pub sig: Vec<u8>,
 }
 
 /// A seal with its entry and details, when they are there.
@@ -279,13 +299,15 @@ impl<R: BufRead> Iterator for Lines<R> {
     }
 }
 
-/// Verifies an export as the log itself is verified. The checkpoints among its lines are taken as the table's.
+/// Verifies an export as the log itself is verified. The checkpoints among its lines are taken as the table's. The
+/// successions are believed for their signatures alone: `former` of what is trusted is what they prove.
 ///
 /// # Errors
 /// When the bytes are not an export.
 pub fn verify<R: BufRead>(reader: R, mut trusted: TrustedInputs) -> Result<Verdict, ExportError> {
     let mut lines = read(reader);
     let mut verifier = None;
+    let mut proofs = Vec::new();
     while let Some(line) = lines.next_line()? {
         if let (Line::Checkpoint { note }, None) = (&line, &verifier) {
             trusted.table.push(note.clone());
@@ -294,15 +316,19 @@ pub fn verify<R: BufRead>(reader: R, mut trusted: TrustedInputs) -> Result<Verdi
         if matches!(line, Line::Header { .. }) {
             continue;
         }
-        let verifier = verifier.get_or_insert_with(|| Verifier::new(&trusted));
+        if let (Line::Succession { node, succession }, None) = (&line, &verifier) {
+            proofs.extend(succession::proof(node, succession));
+            continue;
+        }
+        let verifier = verifier.get_or_insert_with(|| succession::verifier(&mut trusted, &proofs));
         match &line {
             Line::Entry(sealed) => verifier.feed(&sealed.as_row()),
             Line::Unsealed { entry, queued } => verifier.feed_unsealed(&entry.as_row(), *queued),
             Line::Queued { id } => verifier.feed_queued_without_entry(*id),
-            Line::Checkpoint { .. } | Line::Header { .. } => {
-                return Err(lines.error("checkpoints stand before the entries"));
+            Line::Checkpoint { .. } | Line::Succession { .. } | Line::Header { .. } => {
+                return Err(lines.error("checkpoints and successions stand before the entries"));
             }
         }
     }
-    Ok(verifier.unwrap_or_else(|| Verifier::new(&trusted)).finish())
+    Ok(verifier.unwrap_or_else(|| succession::verifier(&mut trusted, &proofs)).finish())
 }

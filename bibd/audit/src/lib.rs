@@ -25,6 +25,7 @@ pub mod merkle;
 pub mod note;
 pub mod proof;
 pub mod siem;
+pub mod succession;
 pub mod verify;
 
 pub use action::{Actor, Outcome, Via, is_sensitive};
@@ -33,4 +34,4 @@ pub use chain::{ChainState, Seal};
 pub use checkpoint::{Checkpoint, Origin};
 pub use checkpoint_file::CheckpointFile;
 pub use entry::{Detail, Entry, EntryDraft, StatementNote};
-pub use verify::{DetailRow, EntryRow, Row, SealRow, Tamper, TamperClass, TrustedInputs, Verdict, Verifier};
+pub use verify::{DetailRow, EntryRow, Former, Row, SealRow, Tamper, TamperClass, TrustedInputs, Verdict, Verifier};

@@ -15,7 +15,7 @@ use crate::{Result, Session, Tx};
 /// A dataset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
-    /// Bound to the owner and the nonce.
+    /// Bound to the origin and the nonce.
     pub id: DatasetId,
     /// The topic it lies in.
     pub topic: TopicId,
@@ -23,6 +23,8 @@ pub struct Dataset {
     pub name: String,
     /// The node it belongs to.
     pub owner: PeerId,
+    /// The node that made it: another one than the owner after a succession.
+    pub origin: PeerId,
     /// The random part of its id.
     pub nonce: Nonce,
     /// Title of the latest version, or the default of the first.
@@ -92,7 +94,7 @@ pub struct Latest {
 macro_rules! select_dataset {
     ($($rest:literal)*) => {
         concat!(
-            "SELECT d.id, d.topic_id, d.name, d.owner, d.nonce, d.title, d.description, d.license, d.metadata, d.latest,
+            "SELECT d.id, d.topic_id, d.name, d.owner, coalesce(d.origin, d.owner) AS origin, d.nonce, d.title, d.description, d.license, d.metadata, d.latest,
                     d.versions, d.last_n, d.files, d.size_bytes, d.created_by, d.created_at, d.updated_at,
                     t.name AS topic_name, t.visibility, t.default_license,
                     coalesce(t.created_by = $1, false) AS is_creator,
@@ -210,6 +212,7 @@ struct DatasetRow {
     topic_id: Uuid,
     name: String,
     owner: String,
+    origin: String,
     nonce: Vec<u8>,
     title: String,
     description: String,
@@ -244,6 +247,7 @@ impl DatasetRow {
                 topic: TopicId::from_uuid(self.topic_id),
                 name: self.name,
                 owner: parsed("datasets", "owner", id, &self.owner)?,
+                origin: parsed("datasets", "origin", id, &self.origin)?,
                 nonce: nonce("datasets", id, &self.nonce)?,
                 title: self.title,
                 description: self.description,

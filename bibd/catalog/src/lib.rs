@@ -29,6 +29,7 @@ pub mod records;
 mod row;
 mod statement;
 pub mod statistics;
+pub mod successions;
 pub mod topics;
 pub mod users;
 pub mod versions;
@@ -53,6 +54,7 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
         pages::STATEMENTS.to_vec(),
         records::STATEMENTS.to_vec(),
         statistics::STATEMENTS.to_vec(),
+        successions::STATEMENTS.to_vec(),
         topics::STATEMENTS.to_vec(),
         users::STATEMENTS.to_vec(),
         versions::STATEMENTS.to_vec(),

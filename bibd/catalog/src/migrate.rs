@@ -43,6 +43,7 @@ migrations! {
     6 "add_version_charges" "0006_add_version_charges",
     7 "create_glass" "0007_create_glass",
     8 "follow_audit" "0008_follow_audit",
+    9 "add_origin" "0009_add_origin",
     10 "add_chunk_objects" "0010_add_chunk_objects",
 }
 

@@ -1,6 +1,6 @@
 //! Signed records, verbatim: the highest revision of each (kind, id).
 
-use bib_core::record::{Revision, SignedRecord};
+use bib_core::record::{LastMark, Revision, SignedRecord};
 use bib_core::{PeerId, Timestamp};
 use sqlx::FromRow;
 
@@ -12,6 +12,18 @@ static FIND: Statement = Statement::new(
     Class::Select,
     "records",
     "SELECT tenure, epoch, n, body, key, sig FROM bib.records WHERE kind = $1 AND id = $2",
+);
+
+static LIST: Statement = Statement::new(
+    Class::Select,
+    "records",
+    "SELECT tenure, epoch, n, body, key, sig FROM bib.records WHERE kind = $1 ORDER BY id",
+);
+
+static LAST_OF: Statement = Statement::new(
+    Class::Select,
+    "records",
+    "SELECT epoch, n FROM bib.records WHERE key = $1 ORDER BY epoch DESC, n DESC LIMIT 1",
 );
 
 // The highest revision wins; an equal one is never written by its owner twice.
@@ -26,7 +38,7 @@ static PUT: Statement = Statement::new(
      WHERE (records.tenure, records.epoch, records.n) < (excluded.tenure, excluded.epoch, excluded.n)",
 );
 
-pub(crate) static STATEMENTS: &[&Statement] = &[&FIND, &PUT];
+pub(crate) static STATEMENTS: &[&Statement] = &[&FIND, &LIST, &LAST_OF, &PUT];
 
 /// A record as the table holds it.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
@@ -87,6 +99,24 @@ impl StoredRecord {
 /// When the database is gone.
 pub async fn find(session: &mut impl Session, kind: &str, id: &str) -> Result<Option<StoredRecord>> {
     FIND.on(session).bind(kind).bind(id).optional().await
+}
+
+/// The newest record about each id of a kind. Only for kinds with few: nodes and successions.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn list(session: &mut impl Session, kind: &str) -> Result<Vec<StoredRecord>> {
+    LIST.on(session).bind(kind).all().await
+}
+
+/// The highest epoch, and the highest number in it, of what `signer` signed; zeros when it signed nothing.
+///
+/// # Errors
+/// When the database is gone.
+pub async fn last_of(session: &mut impl Session, signer: &PeerId) -> Result<LastMark> {
+    let row: Option<(i64, i64)> = LAST_OF.on(session).bind(signer.to_multihash().to_vec()).optional().await?;
+    let (epoch, n) = row.unwrap_or_default();
+    Ok(LastMark { epoch: epoch.unsigned_abs(), n: n.unsigned_abs() })
 }
 
 /// Keeps a record. False when the one that is there is as new or newer.

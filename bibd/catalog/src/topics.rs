@@ -14,7 +14,7 @@ use crate::{Result, Session, Tx};
 /// A topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
-    /// Bound to the owner and the nonce.
+    /// Bound to the origin and the nonce.
     pub id: TopicId,
     /// Full name.
     pub name: String,
@@ -22,6 +22,8 @@ pub struct Topic {
     pub parent: Option<TopicId>,
     /// The node it belongs to.
     pub owner: PeerId,
+    /// The node that made it: another one than the owner after a succession.
+    pub origin: PeerId,
     /// The random part of its id.
     pub nonce: Nonce,
     /// For people.
@@ -70,7 +72,7 @@ pub struct TopicChange {
 macro_rules! select_topic {
     ($($rest:literal)*) => {
         concat!(
-            "SELECT t.id, t.name, t.parent_id, t.owner, t.nonce, t.title, t.description, t.visibility,
+            "SELECT t.id, t.name, t.parent_id, t.owner, coalesce(t.origin, t.owner) AS origin, t.nonce, t.title, t.description, t.visibility,
                     t.default_license, t.created_by, t.created_at, t.updated_at,
                     coalesce(t.created_by = $1, false) AS is_creator,
                     (SELECT max(CASE g.level WHEN 'admin' THEN 3 WHEN 'write' THEN 2 ELSE 1 END)
@@ -140,6 +142,9 @@ static LOCK: Statement = Statement::new(
     "SELECT id FROM bib.topics WHERE id = $1 AND deleted_at IS NULL FOR UPDATE",
 );
 
+static ORIGIN: Statement =
+    Statement::new(Class::Select, "topics", "SELECT coalesce(origin, owner) FROM bib.topics WHERE id = $1");
+
 static IN_USE: Statement = Statement::new(
     Class::Select,
     "topics",
@@ -162,7 +167,7 @@ static COUNT: Statement =
     Statement::new(Class::Select, "topics", "SELECT count(*) FROM bib.topics WHERE deleted_at IS NULL");
 
 pub(crate) static STATEMENTS: &[&Statement] =
-    &[&FIND_BY_NAME, &FIND_BY_ID, &LIST, &INSERT, &UPDATE, &LOCK, &IN_USE, &DELETE, &COUNT];
+    &[&FIND_BY_NAME, &FIND_BY_ID, &LIST, &INSERT, &UPDATE, &LOCK, &ORIGIN, &IN_USE, &DELETE, &COUNT];
 
 #[derive(FromRow)]
 struct TopicRow {
@@ -170,6 +175,7 @@ struct TopicRow {
     name: String,
     parent_id: Option<Uuid>,
     owner: String,
+    origin: String,
     nonce: Vec<u8>,
     title: String,
     description: String,
@@ -192,6 +198,7 @@ impl TopicRow {
                 name: self.name,
                 parent: self.parent_id.map(TopicId::from_uuid),
                 owner: parsed("topics", "owner", id, &self.owner)?,
+                origin: parsed("topics", "origin", id, &self.origin)?,
                 nonce: nonce("topics", id, &self.nonce)?,
                 title: self.title,
                 description: self.description,
@@ -303,6 +310,15 @@ pub async fn update(tx: &mut Tx, id: TopicId, change: &TopicChange, now: Timesta
         .bind(now.to_offset())
         .execute_one()
         .await
+}
+
+/// The node that made a topic, deleted or not.
+///
+/// # Errors
+/// When there is no such topic, the database is gone or the row is nonsense.
+pub async fn load_origin(session: &mut impl Session, id: TopicId) -> Result<PeerId> {
+    let (origin,): (String,) = ORIGIN.on(session).bind(id.as_uuid()).one().await?;
+    parsed("topics", "origin", id.as_uuid(), &origin)
 }
 
 /// Locks a topic until the transaction ends, against changes and deletion. False when it is gone.

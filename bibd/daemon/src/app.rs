@@ -233,7 +233,7 @@ impl Daemon {
         let how = postgres.start().await?;
         tracing::info!(provisioner = postgres.choice().name(), postgres.version = %provisioned.version, created = provisioned.created, how = ?how, "PostgreSQL runs");
         let opened = foundation::open(config, &database, options.clock.as_ref(), &data, &options.failpoints).await;
-        let Opened { db, pools, blobs, migrated } = match opened {
+        let Opened { db, pools, blobs, migrated, inheritance } = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 stop_postgres(postgres.as_ref()).await;
@@ -253,6 +253,7 @@ impl Daemon {
             clock: options.clock,
             peer_id: front.peer_id,
             epoch,
+            inheritance,
             logs: options.logs,
             shutdown: Shutdown::default(),
             failpoints: options.failpoints,

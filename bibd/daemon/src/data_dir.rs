@@ -10,6 +10,7 @@
 //! postgres/      the managed PostgreSQL (bibd-postgres)
 //! checkpoints    signed heads of the audit log, unless configured elsewhere
 //! ready.json     while the daemon serves
+//! successor/     what a restore under a new identity left for the first start ([`crate::inheritance`])
 //! ```
 //!
 //! Which of these may be encrypted by the file system stands in [`crate::at_rest`].

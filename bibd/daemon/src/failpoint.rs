@@ -19,10 +19,14 @@ pub const RESTORE: [&str; 5] =
 /// and are not committed; they are; all of them are, and the login is still open.
 pub const MIGRATION: [&str; 4] = ["migrate.opened", migrate::STEPS[0], migrate::STEPS[1], "migrate.done"];
 
+/// The steps of a succession, in order: the store says who follows; the new identity lies beside the restored one; it is in
+/// its place; the first start has it in the database and nowhere else.
+pub const SUCCESSION: [&str; 4] = ["succession.claimed", "succession.made", "succession.swapped", "succession.carried"];
+
 /// Every step, by the name of what it is a step of.
 pub fn all() -> impl Iterator<Item = &'static str> {
     let database = Failpoints::ROTATION.into_iter().chain(MIGRATION).chain(Failpoints::MOVE).chain(Failpoints::UPGRADE);
-    database.chain(BACKUP).chain(RESTORE).chain(Failpoints::GLASS)
+    database.chain(BACKUP).chain(RESTORE).chain(SUCCESSION).chain(Failpoints::GLASS)
 }
 
 /// What the environment asks for: nothing, unless a test does.

@@ -28,6 +28,7 @@ use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::health::HealthBoard;
 use crate::grpc::revocation::CertificateList;
 use crate::grpc::stack::RateLimiter;
+use crate::inheritance::Inheritance;
 use crate::logging::Logs;
 use crate::metrics::Metrics;
 use crate::pools::RolePools;
@@ -56,6 +57,8 @@ pub struct Foundation {
     pub peer_id: PeerId,
     /// Raised by every restore.
     pub epoch: u64,
+    /// Whom this node follows.
+    pub inheritance: Arc<Inheritance>,
     /// The sealed secrets.
     pub secrets: Secrets,
     /// Encryption of the directories that hold data.
@@ -242,6 +245,7 @@ pub(crate) struct Opened {
     pub(crate) blobs: BlobStore,
     /// Migrations that ran.
     pub(crate) migrated: Vec<migrate::Applied>,
+    pub(crate) inheritance: Arc<Inheritance>,
 }
 
 /// Roles, migrations, then the pools with the least that each needs, and the chunk store.
@@ -278,7 +282,10 @@ pub(crate) async fn open(
     let (role_pools, pools) = RolePools::open(database, config.database.connections)?;
     let db = Db::new(pools);
     db.ping().await?;
-    Ok(Opened { db, pools: role_pools, blobs: open_blobs(config, data)?, migrated })
+    let inherited =
+        Inheritance::load_with(&db, data.root()).await.map_err(|error| StartError::Services(error.into()))?;
+    let inheritance = Arc::new(inherited);
+    Ok(Opened { db, pools: role_pools, blobs: open_blobs(config, data)?, migrated, inheritance })
 }
 
 /// The pools of a database whose passwords nobody replaces, such as one that is looked at.

@@ -25,6 +25,7 @@ pub mod failpoint;
 pub mod foundation;
 mod front;
 pub mod grpc;
+pub mod inheritance;
 pub mod logging;
 pub mod metrics;
 pub mod own_secret;

@@ -147,7 +147,7 @@ async fn the_log_is_listed_followed_verified_proved_exported_and_erased() {
     let lines: Vec<_> = export.iter().flat_map(|part| part.data.to_vec()).collect();
     let external = std::fs::read(&node.daemon.foundation().places.checkpoints).unwrap();
     let external = bibd_audit::checkpoint_file::split_records(&external).notes;
-    let trusted = bibd_audit::TrustedInputs { public_key: Some(key), external, table: vec![] };
+    let trusted = bibd_audit::TrustedInputs { public_key: Some(key), external, ..Default::default() };
     let judged = bibd_audit::export::verify(lines.as_slice(), trusted).unwrap();
     assert!(matches!(judged, bibd_audit::Verdict::Ok(_)), "{judged:?}");
     node.stop().await;

@@ -5,6 +5,7 @@
 //! whether the signer owns the id is the catalog's; nothing here trusts a body because it parses.
 
 mod catalog;
+mod lineage;
 mod ownership;
 mod revision;
 mod who;
@@ -14,6 +15,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 pub use catalog::{Dataset, Life, MAX_DESCRIPTION_BYTES, MAX_TITLE_BYTES, Tag, Topic, Version, VersionSignature};
+pub use lineage::{Authority, Lineage, NotOwner, Step, StepProof, SuccessionError, Verify};
 pub use ownership::{LastMark, MAX_REASON_BYTES, Succession, Transfer, TransferSubject, Withdrawal, WithdrawalSubject};
 pub use revision::{MAX_NUMBER, MAX_STEP, Merge, Rank, Revision, StepError, merge, supersedes};
 pub use who::{Node, Person};
@@ -213,7 +215,7 @@ macro_rules! bodies {
                 }
             }
 
-            fn encode(&self) -> Result<Vec<u8>, CanonicalError> {
+            pub(crate) fn encode(&self) -> Result<Vec<u8>, CanonicalError> {
                 let (kind, time, map) = match self {
                     $(Self::$kind(body) => {
                         let mut map = body.extra.clone();

@@ -132,11 +132,23 @@ pub struct Succession {
     pub to: PeerId,
     /// The last of the old node's records that count.
     pub last: LastMark,
+    /// The next node's Ed25519 signature over `bib-transfer-v1\0` and [`Succession::offer_bytes`]: who knows the next
+    /// node alone learns by it whom it follows. Without it the succession holds for who knows the old node.
+    pub acceptance: Option<[u8; 64]>,
     /// Members this version does not know.
     pub extra: Extra,
 }
 
 impl Succession {
+    /// What the next node signs to accept: the canonical body without `acceptance`.
+    ///
+    /// # Errors
+    /// When `extra` holds what canonical JSON cannot say.
+    pub fn offer_bytes(&self) -> Result<Vec<u8>, CanonicalError> {
+        let offer = Self { acceptance: None, ..self.clone() };
+        crate::record::Body::Succession(offer).encode()
+    }
+
     pub(super) fn id(&self) -> String {
         self.from.to_string()
     }
@@ -147,7 +159,8 @@ impl Succession {
 
     pub(super) fn put(&self, map: &mut Extra) -> Result<(), CanonicalError> {
         put(map, "to", &self.to)?;
-        put(map, "last", &self.last)
+        put(map, "last", &self.last)?;
+        put_some(map, "acceptance", self.acceptance.map(hex::encode).as_ref())
     }
 
     pub(super) fn read(mut fields: Fields, header: &Header) -> Result<Self, FieldError> {
@@ -157,6 +170,7 @@ impl Succession {
             from: header.id_as()?,
             to: fields.required("to")?,
             last: fields.required("last")?,
+            acceptance: optional_signature_hex(&mut fields, "acceptance")?,
             extra: fields.rest(),
         })
     }

@@ -6,7 +6,7 @@ use bib_core::Hash;
 
 use super::input::TrustedInputs;
 use super::tamper::{Lost, Position, Tamper, TamperClass};
-use crate::checkpoint::{Checkpoint, decimal};
+use crate::checkpoint::{Checkpoint, CheckpointError, decimal};
 
 type Place = BTreeMap<u64, BTreeSet<(u64, Hash, Hash)>>;
 
@@ -31,12 +31,14 @@ impl Checkpoints {
     /// Opens the notes. Without a key none can be believed, so none is used.
     pub(super) fn open(trusted: &TrustedInputs) -> Self {
         let mut all = Self::default();
-        let Some(key) = &trusted.public_key else { return all };
+        if trusted.public_key.is_none() {
+            return all;
+        }
         let mut opened: BTreeMap<&str, Option<Checkpoint>> = BTreeMap::new();
         for (notes, place) in [(&trusted.external, &mut all.external), (&trusted.table, &mut all.table)] {
             for note in notes {
                 // The same note mostly stands in both places: its signature is checked once.
-                let known = opened.entry(note).or_insert_with(|| match Checkpoint::open(note, key) {
+                let known = opened.entry(note).or_insert_with(|| match open(note, trusted) {
                     Ok(checkpoint) => Some(checkpoint),
                     Err(error) => {
                         let first_bad = claimed_position(note).unwrap_or(Position { epoch: 0, seq: 0 });
@@ -104,6 +106,13 @@ impl Checkpoints {
         }
         (found, lost)
     }
+}
+
+/// Opens a note with the key of whoever signed for its epoch.
+fn open(note: &str, trusted: &TrustedInputs) -> Result<Checkpoint, CheckpointError> {
+    let epoch = claimed_position(note).map_or(u64::MAX, |position| position.epoch);
+    let key = trusted.key_of(epoch).ok_or(CheckpointError::Malformed("there is no key to check it with"))?;
+    Checkpoint::open(note, &key)
 }
 
 fn position(checkpoint: &Checkpoint) -> Position {

@@ -1,6 +1,7 @@
 //! What a verifier is fed: rows as they are stored, borrowed, and the few things it must be told by somebody trusted.
 
-use bib_core::Timestamp;
+use bib_core::{PeerId, Timestamp};
+use serde::Serialize;
 use uuid::Uuid;
 
 /// What does not come out of the database under suspicion.
@@ -9,10 +10,29 @@ pub struct TrustedInputs {
     /// The node's Ed25519 public key, from a place that the database's administrator does not write. Without it the
     /// verdict is never OK.
     pub public_key: Option<[u8; 32]>,
+    /// The nodes that this one follows, as proved successions say ([`crate::succession`]).
+    pub former: Vec<Former>,
     /// Checkpoint notes kept outside the database (the append-only file, a peer). Without one the verdict is never OK.
     pub external: Vec<String>,
     /// Checkpoint notes of the table `audit_checkpoint`. They are believed for their signatures alone.
     pub table: Vec<String>,
+}
+
+/// A node that kept the log before the present one, which is its proved successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Former {
+    /// Who it was.
+    pub node: PeerId,
+    /// Epochs before this one are its own.
+    pub before: u64,
+}
+
+impl TrustedInputs {
+    /// The key that signs for `epoch`.
+    pub(super) fn key_of(&self, epoch: u64) -> Option<[u8; 32]> {
+        let former = self.former.iter().filter(|former| epoch < former.before).min_by_key(|former| former.before);
+        self.public_key.map(|key| former.map_or(key, |former| *former.node.public_key()))
+    }
 }
 
 /// A row of `audit_seal`. Hashes are as stored, of whatever length they now have.

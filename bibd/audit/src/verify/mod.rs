@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bib_core::Hash;
 use uuid::Uuid;
 
-pub use input::{DetailRow, EntryRow, Row, SealRow, TrustedInputs};
+pub use input::{DetailRow, EntryRow, Former, Row, SealRow, TrustedInputs};
 pub use tamper::{Doubt, Lost, Position, Tamper, TamperClass, Verdict, Verified};
 
 use crate::action::{DETACH, EPOCH, ERASE};
@@ -48,7 +48,7 @@ pub struct Verifier {
     /// Ends of epochs that an absent first entry named, and those that the node signed instead.
     unnamed_ends: Vec<(u64, String)>,
     signed_ends: BTreeSet<String>,
-    public_key: Option<[u8; 32]>,
+    trusted: TrustedInputs,
     waiting: u64,
     /// Tampers found beside the chain.
     beside: Vec<Tamper>,
@@ -74,7 +74,8 @@ impl Verifier {
             detached: Runs::default(),
             unnamed_ends: Vec::new(),
             signed_ends: BTreeSet::new(),
-            public_key: trusted.public_key,
+            // The notes were opened above; the keys are needed on the way.
+            trusted: TrustedInputs { external: Vec::new(), table: Vec::new(), ..trusted.clone() },
             waiting: 0,
             beside: Vec::new(),
             broken: None,
@@ -145,6 +146,7 @@ impl Verifier {
             (false, ..) => return Verdict::Unverified { reason: Doubt::NoKey, entries: self.entries },
         };
         let (checkpoint, chain) = checkpoint;
+        let first = reaches.keys().next().copied().unwrap_or(checkpoint.epoch);
         let behind: u64 = reaches.range(..checkpoint.epoch).map(|(_, reach)| reach.seq).sum();
         Verdict::Ok(Verified {
             entries: self.entries,
@@ -156,6 +158,7 @@ impl Verifier {
             unsealed: self.waiting,
             lost,
             detached: self.absent.iter().collect(),
+            former: self.trusted.former.into_iter().filter(|former| first < former.before).collect(),
         })
     }
 
@@ -270,8 +273,8 @@ impl Verifier {
         if view.action == DETACH
             && view.result == "ok"
             // Without a key the verdict is UNVERIFIED at best.
-            && let Some(said) = match &self.public_key {
-                Some(key) => Detachment::open(&view.target, key),
+            && let Some(said) = match self.trusted.key_of(at.epoch) {
+                Some(key) => Detachment::open(&view.target, &key),
                 None => Detachment::read(&view.target),
             }
         {

@@ -5,6 +5,7 @@ use std::fmt;
 use bib_core::Hash;
 use serde::Serialize;
 
+use super::input::Former;
 use crate::detach::Run;
 
 /// A place in the log. Ordered as the log is.
@@ -158,6 +159,9 @@ pub struct Verified {
     /// Entries that left the log with their months, by the node's signature. Their seals are among `entries`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub detached: Vec<Run>,
+    /// The nodes that signed for earlier epochs, each followed by the next one as a succession proves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Former>,
 }
 
 /// Why a log that shows no tamper is not OK either.

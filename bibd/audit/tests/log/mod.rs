@@ -4,11 +4,14 @@
 
 use std::process::Command;
 
+use bib_core::record::{Body, LastMark, Node, Revision, SignedRecord, StepProof, Succession};
+use bib_core::signature::{Purpose, signed_bytes};
 use bib_core::{OperationId, PeerId, Timestamp, UserId};
 use bibd_audit::entry::Entry;
 use bibd_audit::export::{self, Bytes, DetailLine, EntryLine, Line, SealLine, SealedLine};
 use bibd_audit::{
-    Actor, ChainState, Checkpoint, EntryDraft, Outcome, StatementNote, TrustedInputs, Verdict, Via, action, body, chain,
+    Actor, ChainState, Checkpoint, EntryDraft, Outcome, StatementNote, TrustedInputs, Verdict, Via, action, body,
+    chain, succession,
 };
 use ed25519_dalek::{Signer as _, SigningKey};
 use serde_json::{Value, json};
@@ -21,6 +24,8 @@ const BEGIN_US: i64 = 1_763_665_260_000_000;
 #[derive(Clone)]
 pub struct Log {
     pub key: SigningKey,
+    /// What proves that this node follows another.
+    pub successions: Vec<StepProof>,
     pub rows: Vec<SealedLine>,
     pub table: Vec<String>,
     pub external: Vec<String>,
@@ -33,7 +38,7 @@ impl Log {
     pub fn new() -> Self {
         let key = SigningKey::from_bytes(&[7; 32]);
         let state = ChainState::new(1);
-        Self { key, rows: vec![], table: vec![], external: vec![], after: vec![], state, made: 0 }
+        Self { key, successions: vec![], rows: vec![], table: vec![], external: vec![], after: vec![], state, made: 0 }
     }
 
     pub fn public_key(&self) -> [u8; 32] {
@@ -118,6 +123,17 @@ impl Log {
         self.external.push(note);
     }
 
+    /// The node's identity is gone: `next` goes on with the log in the epoch `first`, as `recovery` says. Answers the
+    /// proof, which is not yet among what is exported.
+    pub fn succeed(&mut self, next: &SigningKey, recovery: &SigningKey, first: u64) -> StepProof {
+        let proof = succession_proof(&self.key, next, recovery, first);
+        let (state, target) = self.state.begin_epoch(first).unwrap();
+        self.key = next.clone();
+        self.state = state;
+        self.act(action::EPOCH, &target);
+        proof
+    }
+
     pub fn next_epoch(&mut self) {
         let (state, target) = self.state.begin_epoch(self.state.epoch + 1).unwrap();
         self.state = state;
@@ -199,9 +215,12 @@ impl Log {
     pub fn export(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let header = Line::Header { format: export::FORMAT.into(), node: self.node() };
+        let successions = self.successions.iter().map(succession::line);
         let notes = self.table.iter().map(|note| Line::Checkpoint { note: note.clone() });
         let rows = self.rows.iter().map(|row| Line::Entry(Box::new(row.clone())));
-        for line in std::iter::once(header).chain(notes).chain(rows).chain(self.after.iter().cloned()) {
+        for line in
+            std::iter::once(header).chain(successions).chain(notes).chain(rows).chain(self.after.iter().cloned())
+        {
             export::write_line(&line, &mut out).unwrap();
         }
         out
@@ -218,7 +237,7 @@ impl Log {
 
     pub fn verify_with(&self, public_key: Option<[u8; 32]>, external: bool) -> Verdict {
         let external = if external { self.external.clone() } else { vec![] };
-        let trusted = TrustedInputs { public_key, external, table: vec![] };
+        let trusted = TrustedInputs { public_key, external, ..TrustedInputs::default() };
         export::verify(self.export().as_slice(), trusted).unwrap()
     }
 
@@ -243,6 +262,37 @@ impl Log {
     }
 }
 
+/// `from` named the recovery key `[5; 32]`; `by` signs that `next` follows it from the epoch `first` on, which accepts.
+pub fn succession_proof(from: &SigningKey, next: &SigningKey, by: &SigningKey, first: u64) -> StepProof {
+    let peer = |key: &SigningKey| PeerId::from_public_key(key.verifying_key().to_bytes());
+    let sign = |key: &SigningKey, purpose, body: &[u8]| key.sign(&signed_bytes(purpose, body)).to_bytes();
+    let record = |key: &SigningKey, body: Body| {
+        let bytes = body.to_bytes().unwrap();
+        SignedRecord { sig: sign(key, body.purpose(), &bytes), key: peer(key), body: bytes }
+    };
+    let time = Timestamp::from_micros(BEGIN_US);
+    let node = Node {
+        revision: Revision::first(1),
+        time,
+        id: peer(from),
+        name: None,
+        recovery: Some(peer(&SigningKey::from_bytes(&[5; 32]))),
+        ca: None,
+        extra: Default::default(),
+    };
+    let mut succession = Succession {
+        revision: Revision::first(first),
+        time,
+        from: peer(from),
+        to: peer(next),
+        last: LastMark { epoch: 1, n: 9 },
+        acceptance: None,
+        extra: Default::default(),
+    };
+    succession.acceptance = Some(sign(next, Purpose::Transfer, &succession.offer_bytes().unwrap()));
+    StepProof { node: record(from, node.into()), succession: record(by, succession.into()) }
+}
+
 pub fn script() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("python/verify_log.py")
 }
@@ -250,10 +300,16 @@ pub fn script() -> std::path::PathBuf {
 /// What both verifiers tell of a verdict.
 pub fn summary(verdict: &Verdict) -> Value {
     match verdict {
-        Verdict::Ok(ok) => json!({
-            "verdict": "OK", "entries": ok.entries, "head": ok.head,
-            "checkpoint": [ok.checkpoint.epoch, ok.checkpoint.seq],
-        }),
+        Verdict::Ok(ok) => {
+            let mut said = json!({
+                "verdict": "OK", "entries": ok.entries, "head": ok.head,
+                "checkpoint": [ok.checkpoint.epoch, ok.checkpoint.seq],
+            });
+            if !ok.former.is_empty() {
+                said["former"] = json!(ok.former);
+            }
+            said
+        }
         Verdict::Tampered(tamper) => json!({
             "verdict": "TAMPERED", "first_bad": [tamper.first_bad.epoch, tamper.first_bad.seq], "class": tamper.class,
         }),

@@ -34,7 +34,7 @@ use crate::secrets::Secrets;
 use crate::services::archive;
 
 /// The sealed file that keeps the key.
-const NAME: &str = "disk_key";
+pub const NAME: &str = "disk_key";
 /// What the key is derived for.
 const PURPOSE: &str = "at-rest";
 

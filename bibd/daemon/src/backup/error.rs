@@ -82,6 +82,32 @@ pub enum BackupError {
         #[source]
         source: Option<RecoveryError>,
     },
+    /// A successor is for a node whose identity is gone.
+    #[error("the identity of node {node} is not lost: its key is `{path}`")]
+    IdentityNotLost {
+        /// The node.
+        node: PeerId,
+        /// The key.
+        path: PathBuf,
+    },
+    /// The sheet opens the backup, and its Ed25519 key is not the one that names a successor.
+    #[error(
+        "the record of node {node} does not name the Ed25519 key of this sheet, so the sheet cannot name a successor"
+    )]
+    OtherSheet {
+        /// The node.
+        node: PeerId,
+    },
+    /// Somebody follows the node already.
+    #[error("node {node} has a successor already: {by}")]
+    Succeeded {
+        /// The node.
+        node: PeerId,
+        /// Its successor.
+        by: PeerId,
+        /// Where the store says so.
+        place: PathBuf,
+    },
     /// There is something where the node should be restored to.
     #[error("`{0}` is not empty: a restore never writes over what is there")]
     NotEmpty(PathBuf),
@@ -151,6 +177,9 @@ impl BackupError {
             | Self::NoRecoveryKey
             | Self::NotReachable { .. }
             | Self::NotEmpty(_)
+            | Self::IdentityNotLost { .. }
+            | Self::OtherSheet { .. }
+            | Self::Succeeded { .. }
             | Self::NoCredentialsWanted => ErrorCode::UNMET_CONDITION,
             Self::Credentials(_) => ErrorCode::INVALID,
             Self::Busy => ErrorCode::BUSY,
@@ -190,6 +219,19 @@ impl BackupError {
             }
             Self::Key(_) => KEY.to_owned(),
             Self::Identity { source, .. } => source.as_ref().and_then(RecoveryError::hint).unwrap_or(KEY).to_owned(),
+            Self::IdentityNotLost { .. } => {
+                "restore without --new-identity to go on as the same node; if its key was stolen, move that data directory \
+                 away first and give the recovery sheet: --identity FILE"
+                    .to_owned()
+            }
+            Self::OtherSheet { .. } => {
+                "find the newest sheet: `bib admin recovery export --replace` made another one after this".to_owned()
+            }
+            Self::Succeeded { place, .. } => format!(
+                "restore the successor from its own backups with its own sheet; if it never served anybody and its \
+                 directory is gone, remove `{}` from the store and run this again",
+                place.display()
+            ),
             Self::NotEmpty(_) => "name a directory that does not exist yet: --to DIR".to_owned(),
             Self::Postgres(error) => error.hint().unwrap_or_else(|| "the log says more".to_owned()),
             Self::Differs(_) => "restore another backup, and keep this one for whoever looks for the cause".to_owned(),

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bib_core::record::LastMark;
 use bib_identity::NodeKey;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::CheckpointFile;
-use bibd_catalog::{Db, audit, chunks, datasets, topics, users};
+use bibd_catalog::records::StoredRecord;
+use bibd_catalog::{Db, audit, chunks, datasets, records, topics, users};
 use bibd_postgres::choose::choose;
 use bibd_postgres::rotation::Which;
 use bibd_postgres::wal::Feed;
@@ -24,6 +26,7 @@ use super::{base_key, blocking, pack, state_key};
 use crate::clock::Entropy;
 use crate::config::Config;
 use crate::foundation::{self, SuperuserUses};
+use crate::inheritance::Inheritance;
 use crate::secrets::Secrets;
 use crate::services::audit::judge;
 use crate::services::recovery;
@@ -67,6 +70,10 @@ pub struct Examined {
     pub explanation: String,
     /// Checkpoints that were newer than the file in the backup.
     pub taken_over: usize,
+    /// What the node says of itself, when it does: there its recovery key stands.
+    pub node_record: Option<StoredRecord>,
+    /// The last that the node signed about anything.
+    pub last: LastMark,
 }
 
 /// Ends the server that a process which died left in `directory`, the data directory of a restore or a verification.
@@ -262,14 +269,19 @@ impl Landing<'_> {
             }
         }
         let file = CheckpointFile::new(&self.directory.join("checkpoints"));
-        let taken_over = take_over(db, &self.manifest.node, &file).await?;
-        let judged = judge(db, &self.manifest.node, &file, |_, _| async { true }).await;
+        let node = &self.manifest.node;
+        let taken_over = take_over(db, node, &file).await?;
+        let inheritance = Inheritance::load(db).await.map_err(failed)?;
+        let judged = judge(db, node, &inheritance, &file, |_, _| async { true }).await;
         let judged = judged.map_err(|error| BackupError::Examine(Box::new(error)))?;
         rows.push(("audit entries", judged.entries));
         let (verdict, mut explanation) = judged.words();
         if taken_over > 0 {
             explanation.push_str(&format!("; {taken_over} checkpoints were made after the backup began"));
         }
-        Ok(Examined { rows, verdict, explanation, taken_over })
+        let mut session = db.read().await.map_err(failed)?;
+        let node_record = records::find(&mut session, "node", &node.to_string()).await.map_err(failed)?;
+        let last = records::last_of(&mut session, node).await.map_err(failed)?;
+        Ok(Examined { rows, verdict, explanation, taken_over, node_record, last })
     }
 }

@@ -9,6 +9,7 @@
 //! base/<id>/verified            signed; when it was last restored beside the node, and what was found
 //! wal/<epoch>/<name>            a signed head and a sealed piece of the write-ahead log
 //! epoch/<n>                     taken by a restore, so that no two restores have one epoch
+//! succession/<peer id>          who follows the node, so that it gets one successor
 //! ```
 //!
 //! Nothing here serves a call: the use cases are in `services/backup.rs`, the command `bibd restore` in `cli.rs`. Start
@@ -23,6 +24,7 @@ pub mod pack;
 pub mod restore;
 pub mod state;
 pub mod store;
+pub mod successor;
 
 pub use document::{Manifest, Object};
 pub use error::BackupError;

@@ -4,21 +4,24 @@
 //! which is the last step. A restore that was cut off is begun again over its own leavings and over nothing else.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bib_core::{PeerId, Timestamp};
-use bib_identity::recovery::RecoverySheet;
+use bib_identity::recovery::{ParsedSheet, RecoverySheet};
 use bib_identity::sealed_stream::Opener;
 use bib_identity::{NodeKey, file};
 use bibd_postgres::{Failpoints, Target};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::document::Manifest;
 use super::error::BackupError;
 use super::landing::{Examined, Landing, stop_leftover};
 use super::log::Chain;
 use super::store::{Store, sync_dir};
+use super::successor::{self, Succeeding, Successor};
 use super::{blocking, state};
 use crate::clock::Entropy;
 use crate::config::{Config, StoreLocation};
@@ -87,6 +90,10 @@ pub struct Restore {
     pub choice: Choice,
     /// The recovery sheet or the node's key.
     pub identity: PathBuf,
+    /// Whether the node goes on under a new identity, as its successor.
+    pub new_identity: bool,
+    /// The data directory of this machine's configuration: a lost identity must not be in it.
+    pub own_data: PathBuf,
     /// Only says what would be restored.
     pub dry_run: bool,
     /// Sizes, user and programs of PostgreSQL.
@@ -114,6 +121,8 @@ pub struct Restored {
     pub examined: Option<Examined>,
     /// The configuration file that the node had, where it lies now.
     pub configuration: Option<PathBuf>,
+    /// Who goes on, when it is not the same node.
+    pub successor: Option<Successor>,
 }
 
 /// What [`RESTORED`] says.
@@ -129,20 +138,39 @@ pub struct Note {
     pub checkpoints: usize,
 }
 
-/// Reads a key, and whose backups it opens.
-///
-/// # Errors
-/// [`BackupError::Identity`], [`BackupError::Key`].
-pub fn read_identity(path: &Path) -> Result<(Opener, PeerId), BackupError> {
+/// What opens a node's backups.
+struct Identity {
+    opener: Opener,
+    node: PeerId,
+    /// What can also name a successor.
+    sheet: Option<ParsedSheet>,
+}
+
+/// Reads the sheet or the node's key; `-` is a sheet on standard input.
+fn read_identity(path: &Path) -> Result<Identity, BackupError> {
     let refused = |source| BackupError::Identity { path: path.to_owned(), source };
-    let bytes = file::read_private(path, MAX_KEY_BYTES).map_err(BackupError::Key)?;
+    let bytes = if path == Path::new("-") {
+        read_input()?
+    } else {
+        file::read_private(path, MAX_KEY_BYTES).map_err(BackupError::Key)?
+    };
     let text = std::str::from_utf8(&bytes).map_err(|_| refused(None))?;
     if text.contains("OPENSSH PRIVATE KEY") {
         let key = NodeKey::load(path).map_err(|_| refused(None))?;
-        return Ok((Opener::of_node(&key).map_err(|_| refused(None))?, key.peer_id()));
+        let opener = Opener::of_node(&key).map_err(|_| refused(None))?;
+        return Ok(Identity { opener, node: key.peer_id(), sheet: None });
     }
     let parsed = RecoverySheet::parse(text).map_err(|error| refused(Some(error)))?;
-    Ok((Opener::of_recovery(&parsed.sheet), parsed.peer_id))
+    Ok(Identity { opener: Opener::of_recovery(&parsed.sheet), node: parsed.peer_id, sheet: Some(parsed) })
+}
+
+/// A sheet that is typed in or piped.
+fn read_input() -> Result<Zeroizing<Vec<u8>>, BackupError> {
+    // Room for all of it at once: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_KEY_BYTES).unwrap_or_default()));
+    let read = std::io::stdin().lock().take(MAX_KEY_BYTES).read_to_end(&mut bytes);
+    read.map_err(BackupError::io("read", Path::new("-")))?;
+    Ok(bytes)
 }
 
 impl Restore {
@@ -151,15 +179,45 @@ impl Restore {
     /// # Errors
     /// [`BackupError`]; the target then bears the mark of an unfinished restore, or is as it was.
     pub async fn run(&self) -> Result<Restored, BackupError> {
-        let (opener, node) = read_identity(&self.identity)?;
+        let Identity { opener, node, sheet } = read_identity(&self.identity)?;
+        if self.new_identity {
+            successor::require_lost(&self.own_data, &node)?;
+        }
+        let naming = match (self.new_identity, sheet) {
+            (true, None) => return Err(BackupError::IdentityNotLost { node, path: self.identity.clone() }),
+            (true, sheet) => sheet,
+            (false, _) => None,
+        };
         let store = Store::of(&self.from, &self.config.backup.s3, self.keys.clone(), &node)?;
         let (from, choice) = (store.clone(), self.choice.clone());
         let (manifest, chain, target) = blocking(move || choice.look(&from, &node)).await?;
+        let (at, left) = (store.clone(), naming.as_ref().and_then(|_| successor::key_left_in(&self.to)));
+        let left = left.map(|key| key.peer_id());
+        blocking(move || successor::require_unclaimed(&at, &node, left.as_ref())).await?;
         let reachable = chain.as_ref().map_or(manifest.finished, |chain| chain.reachable);
         if self.dry_run {
-            return Ok(Restored { manifest, reachable, epoch: None, examined: None, configuration: None });
+            return Ok(Restored {
+                manifest,
+                reachable,
+                epoch: None,
+                examined: None,
+                configuration: None,
+                successor: None,
+            });
         }
         self.mark().await?;
+        let succeeding = naming.as_ref().map(|sheet| Succeeding {
+            to: &self.to,
+            store: &store,
+            sheet,
+            entropy: &self.entropy,
+            now_s: self.now_s,
+            failpoints: &self.failpoints,
+        });
+        let next = match succeeding {
+            Some(succeeding) => Some((succeeding.key()?, succeeding)),
+            None => None,
+        };
         self.failpoints.hit("restore.claimed");
         let landing = Landing {
             store: &store,
@@ -176,11 +234,19 @@ impl Restore {
         if examined.verdict == "TAMPERED" {
             return Err(BackupError::Differs(format!("the audit log is not whole: {}", examined.explanation)));
         }
-        let (before, word) = (manifest.epoch, self.entropy.bytes::<16>());
-        let epoch = blocking(move || take_epoch(&store, before, &hex::encode(word))).await?;
+        let entitled = next.as_ref().map(|(_, succeeding)| succeeding.entitled(&examined)).transpose()?;
+        let (before, word, taking) = (manifest.epoch, self.entropy.bytes::<16>(), store.clone());
+        let epoch = blocking(move || take_epoch(&taking, before, &hex::encode(word))).await?;
+        let successor = match next.zip(entitled) {
+            // Calls to the store block: no other task of this command waits meanwhile.
+            Some(((key, succeeding), record)) => {
+                Some(tokio::task::block_in_place(|| succeeding.install(&key, record, &examined, epoch))?)
+            }
+            None => None,
+        };
         self.settle(&manifest, epoch, examined.taken_over)?;
         let configuration = configuration_in(&self.to);
-        Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration })
+        Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration, successor })
     }
 
     /// Makes the target and marks it. What an earlier restore left there goes, its server included.
@@ -200,7 +266,8 @@ impl Restore {
         if mark.exists() {
             // A restore that was killed may have left its server running.
             stop_leftover(to, &self.config, &self.entropy).await?;
-            for path in names()?.into_iter().filter(|path| *path != mark) {
+            let is_kept = |path: &Path| self.new_identity && successor::is_kept(to, path);
+            for path in names()?.into_iter().filter(|path| *path != mark && !is_kept(path)) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
                 removed.map_err(BackupError::io("remove", &path))?;
             }

@@ -12,7 +12,7 @@ use crate::backup::BackupError;
 use crate::backup::restore::{Choice, Restore, Restored};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::config::places::Home;
-use crate::config::{Config, StoreLocation};
+use crate::config::{Config, Places, StoreLocation};
 use crate::data_dir;
 use crate::s3::{AccessKey, KeyError, Keys, MAX_TEXT_BYTES};
 
@@ -35,7 +35,8 @@ pub(super) struct Args {
     /// The data directory to make; it must not exist, or be empty.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// The recovery sheet (as `bib admin recovery export --out` wrote it), or the node's own identity/node_key.
+    /// The recovery sheet (as `bib admin recovery export --out` wrote it; `-` reads it from standard input), or the node's
+    /// own identity/node_key.
     #[arg(long, value_name = "FILE")]
     identity: PathBuf,
     /// Restore to this moment, in RFC 3339, such as 2026-11-21T14:00:00Z [default: all that the store has].
@@ -44,6 +45,10 @@ pub(super) struct Args {
     /// Restore this backup, as it was when it ended.
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
+    /// The node's identity is lost or stolen: go on as its successor, under a new identity and a new CA. The sheet signs
+    /// that the successor owns all that the node owned, which cannot be taken back.
+    #[arg(long)]
+    new_identity: bool,
     /// Only say what would be restored.
     #[arg(long)]
     dry_run: bool,
@@ -73,6 +78,8 @@ impl Args {
             to: absolute(self.to),
             choice,
             identity: self.identity,
+            new_identity: self.new_identity,
+            own_data: Places::of(&config, home, None).data,
             dry_run: self.dry_run,
             config,
             is_root: home.is_root,
@@ -140,6 +147,17 @@ fn text(restore: &Restore, restored: &Restored) -> String {
     };
     line("epoch", format!("{epoch}, raised from {}", manifest.epoch));
     line("data", restore.to.display().to_string());
+    if let Some(next) = &restored.successor {
+        line("new node", next.peer.to_string());
+        line("new CA", next.ca.grouped().to_string());
+        line(
+            "counts up to",
+            format!(
+                "epoch {}, number {}: what the old key signs after that is worth nothing",
+                next.last.0, next.last.1
+            ),
+        );
+    }
     let config = restored.configuration.as_ref().map(|path| format!(" --config {}", path.display()));
     let _ = write!(
         out,
@@ -148,6 +166,13 @@ fn text(restore: &Restore, restored: &Restored) -> String {
         restore.to.display(),
         config.unwrap_or_default()
     );
+    if restored.successor.is_some() {
+        out.push_str(
+            "\nIts sheet is used up but for old backups. Once it runs, make the new one, and the first backup:\n  \
+             bib admin recovery export --out FILE\n  bib admin backup create\n\
+             Whoever connects over the network trusts the new CA first, by its fingerprint above:\n  bib trust replace\n",
+        );
+    }
     out
 }
 
@@ -167,6 +192,11 @@ fn json(restore: &Restore, restored: &Restored) -> String {
         "chunk_bytes": manifest.chunks.bytes,
         "data_dir": restored.epoch.map(|_| &restore.to),
         "config": restored.configuration,
+        "successor": restored.successor.as_ref().map(|next| serde_json::json!({
+            "node": next.peer,
+            "ca_fingerprint": next.ca.to_string(),
+            "last": { "epoch": next.last.0, "n": next.last.1 },
+        })),
     });
     format!("{value:#}\n")
 }

@@ -4,6 +4,7 @@
 use bib_core::Hash;
 use bib_core::access::Verb;
 use bib_core::name::{DatasetName, TagName};
+use bib_core::record::StepProof;
 use bib_proto::v1 as pb;
 use bibd_catalog::datasets::SeenDataset;
 use bibd_catalog::versions::{self, Tag, Version};
@@ -187,6 +188,12 @@ impl DatasetCatalog {
         let mut full = version(seen, found, &tags);
         full.record = record.map(|record| record.signed()).transpose()?.map(signed);
         full.person_record = person_record.map(|record| record.signed()).transpose()?.map(signed);
+        let proofs = self.base.inheritance.proofs_from(&seen.dataset.origin);
+        let proof = |proof: StepProof| pb::SuccessionProof {
+            node: Some(signed(proof.node)),
+            succession: Some(signed(proof.succession)),
+        };
+        full.successions = proofs.into_iter().map(proof).collect();
         full.author_public_key = person.map(|person| person.public_key).unwrap_or_default();
         Ok(full)
     }
@@ -247,6 +254,9 @@ pub fn version(seen: &SeenDataset, version: Version, tags: &[Tag]) -> pb::Versio
         withdrawal_reason: version.withdrawal_reason,
         tags,
         owner: seen.dataset.owner.to_string(),
+        origin: seen.dataset.origin.to_string(),
+        nonce: seen.dataset.nonce.as_bytes().to_vec().into(),
+        successions: Vec::new(),
     }
 }
 

@@ -42,7 +42,7 @@ use crate::services::tier::Tier;
 use crate::services::topic::TopicUseCases;
 use crate::services::upgrading::Upgrading;
 use crate::services::users::Users;
-use crate::services::{accounts, alert_delivery, alerts, export, retention, tasks};
+use crate::services::{accounts, alert_delivery, alerts, export, retention, succession, tasks};
 use crate::supervisor::{Policy, TaskKind};
 use bib_proto::v1::admin_service_server::AdminServiceServer;
 use bib_proto::v1::node_service_server::NodeServiceServer;
@@ -66,6 +66,7 @@ impl Edge {
     pub async fn build(foundation: &Foundation) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let base = Base::of(foundation);
         tasks::start(foundation, &base).await?;
+        succession::carry_over(foundation, &base).await?;
         let accounts = accounts::start(foundation, &base).await?;
         let (refusals, writer) = Refusals::new(base.clone());
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "refusals", writer.writing());

@@ -7,7 +7,7 @@ use bibd_audit::merkle::ProofBuilder;
 use bibd_audit::note::SignedNote;
 use bibd_audit::proof::EntryProof;
 use bibd_audit::verify::{Doubt, TrustedInputs, Verdict, Verifier};
-use bibd_audit::{Checkpoint, CheckpointFile, Outcome, action, body};
+use bibd_audit::{Checkpoint, CheckpointFile, Outcome, action, body, succession};
 use bibd_catalog::Db;
 use bibd_catalog::audit::{self, Filter, Listed, LoggedRow};
 use futures::StreamExt as _;
@@ -23,6 +23,7 @@ use super::journal::Act;
 use super::month::Month;
 use crate::actor::Call;
 use crate::errors::ErrorCode;
+use crate::inheritance::Inheritance;
 
 /// Rows between two words of progress.
 const PROGRESS_EVERY: u64 = 50_000;
@@ -76,6 +77,12 @@ impl Verification {
                         "; {gone} left the log with their months, by the node's signature, and only their seals were \
                          verified: {}",
                         runs.join(", ")
+                    ));
+                }
+                for former in &ok.former {
+                    said.push_str(&format!(
+                        "; epochs before {} are those of node {}, which has a proved successor",
+                        former.before, former.node
                     ));
                 }
                 ("OK", said)
@@ -140,7 +147,7 @@ impl AuditService {
             let progress = progress.clone();
             async move { progress.send((read, total)).await.is_ok() }
         };
-        let verification = judge(&self.base.db, &self.base.peer, &self.file, told).await?;
+        let verification = judge(&self.base.db, &self.base.peer, &self.base.inheritance, &self.file, told).await?;
         let (word, _) = verification.words();
         let details = json!({"verdict": word, "entries": verification.entries});
         let act = Act::new("audit.verify", "audit", details);
@@ -211,6 +218,9 @@ impl AuditService {
         let mut buffer = Vec::with_capacity(EXPORT_BUFFER_BYTES + 64 * 1024);
         let write = |line: &Line, buffer: &mut Vec<u8>| write_line(line, buffer).map_err(ServiceError::internal);
         write(&Line::Header { format: FORMAT.to_owned(), node: self.base.peer }, &mut buffer)?;
+        for proof in self.base.inheritance.proofs() {
+            write(&succession::line(proof), &mut buffer)?;
+        }
         for note in audit::checkpoints(&mut tx).await? {
             write(&Line::Checkpoint { note }, &mut buffer)?;
         }
@@ -311,8 +321,9 @@ impl AuditService {
         let (mut notes, _) = read_file(&self.file).await?;
         let mut session = self.base.db.read_audit().await?;
         notes.extend(audit::checkpoints(&mut session).await?);
+        let signer = self.base.inheritance.signer(&self.base.peer, epoch);
         let opened = notes.iter().filter_map(|text| {
-            let checkpoint = Checkpoint::open(text, self.base.peer.public_key()).ok()?;
+            let checkpoint = Checkpoint::open(text, signer.public_key()).ok()?;
             let covers = checkpoint.origin.epoch == epoch && checkpoint.size >= seq;
             Some((text.parse::<SignedNote>().ok()?, checkpoint)).filter(|_| covers)
         });
@@ -320,7 +331,8 @@ impl AuditService {
     }
 }
 
-/// Reads the whole log of a database again and judges it by the checkpoints in `file` and by `peer`'s key. `told` hears of
+/// Reads the whole log of a database again and judges it by the checkpoints in `file`, by `peer`'s key and, for the epochs
+/// before, by the keys of those that it follows. `told` hears of
 /// rows read and rows in all now and then, and says whether to go on.
 ///
 /// # Errors
@@ -328,6 +340,7 @@ impl AuditService {
 pub async fn judge<F: Future<Output = bool>>(
     db: &Db,
     peer: &PeerId,
+    inheritance: &Inheritance,
     file: &CheckpointFile,
     told: impl Fn(u64, u64) -> F,
 ) -> Result<Verification, ServiceError> {
@@ -337,8 +350,12 @@ pub async fn judge<F: Future<Output = bool>>(
     }
     let mut tx = db.snapshot_audit().await?;
     let total = audit::count(&mut tx).await?.sealed;
-    let trusted =
-        TrustedInputs { public_key: Some(*peer.public_key()), external, table: audit::checkpoints(&mut tx).await? };
+    let trusted = TrustedInputs {
+        public_key: Some(*peer.public_key()),
+        former: inheritance.former(peer),
+        external,
+        table: audit::checkpoints(&mut tx).await?,
+    };
     let newest = trusted.external.last().or(trusted.table.last()).cloned().unwrap_or_default();
     let mut verifier = Verifier::new(&trusted);
     let mut entries = 0;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bib_core::access::{Caller, Decision, Embargo, Needs, Place, Standing, Verb, Visibility, decide};
-use bib_core::record::{Body, Revision, SignedRecord};
+use bib_core::record::{Body, Kind, Revision, SignedRecord};
 use bib_core::{PeerId, Timestamp};
 use bib_identity::NodeKey;
 use bibd_blobs::BlobStore;
@@ -18,6 +18,7 @@ use crate::clock::Ids;
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::error::chain;
+use crate::inheritance::Inheritance;
 
 /// Bytes that a user's uploads and versions may take; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,6 +27,17 @@ pub struct Quotas {
     pub staging_bytes: Option<u64>,
     /// Published.
     pub storage_bytes: Option<u64>,
+}
+
+/// What a record is about, as far as its revision needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its id.
+    pub id: &'a str,
+    /// The node at which the ownership begins: that which made the topic or dataset, or the node itself.
+    pub origin: PeerId,
 }
 
 /// The node as its use cases see it. Cheap to clone.
@@ -43,6 +55,8 @@ pub struct Base {
     pub epoch: u64,
     /// Clock, ids, randomness.
     pub ids: Ids,
+    /// Whom this node follows.
+    pub inheritance: Arc<Inheritance>,
     /// The audit log.
     pub journal: Journal,
     /// Who listens to changes of topics.
@@ -62,6 +76,7 @@ impl Base {
             key: Arc::clone(&foundation.key),
             peer: foundation.peer_id,
             epoch: foundation.epoch,
+            inheritance: Arc::clone(&foundation.inheritance),
             ids: foundation.ids.clone(),
             journal: Journal::new(foundation.peer_id, foundation.ids.clone()),
             updates: Updates::default(),
@@ -100,26 +115,40 @@ impl Base {
         Call { operation, request_id: operation.to_string(), actor: Actor::internal(component), time: self.now() }
     }
 
-    /// Signs the next revision of a record. `make` writes the body for the revision it is given.
+    /// Signs the next revision of a record. `make` writes the body for the revision it is given. Its tenure is one
+    /// higher for each succession that lies between whoever signed last, or else the origin, and this node.
     ///
     /// # Errors
-    /// When the revision cannot grow, or the body breaks a limit of its format.
+    /// When this node does not follow whoever signed before, the revision cannot grow, or the body breaks a limit of
+    /// its format.
     pub async fn sign_next(
         &self,
         tx: &mut Tx,
-        kind: &str,
-        id: &str,
+        about: About<'_>,
         make: impl FnOnce(Revision) -> Body,
     ) -> Result<StoredRecord, ServiceError> {
-        let before = records::find(tx, kind, id).await?;
+        let before = records::find(tx, about.kind.as_str(), about.id).await?;
         let revision = match &before {
-            None => Revision::first(self.epoch),
+            None => Revision { tenure: self.steps_from(&about.origin)?, ..Revision::first(self.epoch) },
             Some(record) => {
-                let revision = record.revision();
-                revision.next(revision.tenure, self.epoch).map_err(ServiceError::internal)?
+                let (revision, signer) = (record.revision(), record.signed()?.key);
+                let tenure = revision.tenure + self.steps_from(&signer)?;
+                revision.next(tenure, self.epoch).map_err(ServiceError::internal)?
             }
         };
         self.sign(&make(revision))
+    }
+
+    /// How many successions lead from `node` to this one.
+    fn steps_from(&self, node: &PeerId) -> Result<u64, ServiceError> {
+        let steps = self.inheritance.lineage().distance(node, &self.peer);
+        steps.ok_or_else(|| ServiceError::internal(format!("this node does not follow {node}, which owns the record")))
+    }
+
+    /// Whether `node` is this one, or one that it follows.
+    #[must_use]
+    pub fn is_own(&self, node: &PeerId) -> bool {
+        self.inheritance.lineage().distance(node, &self.peer).is_some()
     }
 
     /// Signs a record's body as it is.

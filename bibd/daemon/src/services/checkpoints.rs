@@ -39,6 +39,11 @@ impl Checkpoints {
         Self { base, file }
     }
 
+    /// Whether this node signs for the epoch: those before its first one are the former node's.
+    pub(super) fn is_ours(&self, epoch: u64) -> bool {
+        self.base.inheritance.signer(&self.base.peer, epoch) == self.base.peer
+    }
+
     /// Signs how the log stands, into both places.
     pub(super) async fn sign(&self, state: &ChainState) -> Result<(), Failure> {
         let checkpoint = Checkpoint::of(self.base.peer, state);
@@ -78,9 +83,10 @@ impl Checkpoints {
         let notes = records.await??.notes;
         let mut session = self.base.db.read_audit().await?;
         let rows = audit::checkpoints(&mut session).await?;
+        let signer = self.base.inheritance.signer(&self.base.peer, epoch);
         let ours = |notes: Vec<String>| {
             let opened = notes.into_iter().filter_map(|text| {
-                let checkpoint = Checkpoint::open(&text, self.base.peer.public_key()).ok()?;
+                let checkpoint = Checkpoint::open(&text, signer.public_key()).ok()?;
                 (checkpoint.origin.epoch == epoch).then_some((checkpoint.size, (checkpoint, text)))
             });
             opened.collect::<Place>()
@@ -94,7 +100,7 @@ impl Checkpoints {
             return Ok(false);
         }
         if checkpoint.size == state.seq {
-            return Ok(*checkpoint == Checkpoint::of(self.base.peer, state));
+            return Ok(*checkpoint == Checkpoint::of(checkpoint.origin.node, state));
         }
         let mut session = self.base.db.read_audit().await?;
         let mut then = ChainState::new(state.epoch);
@@ -106,7 +112,7 @@ impl Checkpoints {
             }
             then.seal(digests.into_iter().map(|digest| (Uuid::nil(), digest)));
         }
-        Ok(*checkpoint == Checkpoint::of(self.base.peer, &then))
+        Ok(*checkpoint == Checkpoint::of(checkpoint.origin.node, &then))
     }
 
     async fn append(&self, note: SignedNote) -> Result<(), Failure> {

@@ -184,7 +184,7 @@ impl CommitUseCases {
         let latest = latest_of(&version, &signed.statement.metadata, unsaid)?;
         datasets::set_latest(&mut tx, id, &latest, now).await?;
         publish_records::dataset(base, &mut tx, &seen.dataset, version.hash).await?;
-        publish_records::version(base, &mut tx, &version).await?;
+        publish_records::version(base, &mut tx, seen.dataset.origin, &version).await?;
         // What was staged becomes what is stored.
         leases::end(&mut tx, wanted.session, now).await?;
         let bytes = i64::try_from(staged).unwrap_or(i64::MAX);

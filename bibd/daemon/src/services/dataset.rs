@@ -5,7 +5,7 @@ use bib_core::access::{Embargo, Standing, Verb};
 use bib_core::metadata::{Metadata, license};
 use bib_core::name::{DatasetName, TagName};
 use bib_core::record::{
-    Body, Dataset as DatasetRecord, Life, Revision, Tag as TagRecord, Withdrawal, WithdrawalSubject,
+    Body, Dataset as DatasetRecord, Kind, Life, Revision, Tag as TagRecord, Withdrawal, WithdrawalSubject,
 };
 use bib_core::statement::Statement;
 use bib_core::{DatasetId, Hash};
@@ -14,7 +14,7 @@ use bibd_catalog::versions::{self, Tag, Version, VersionState};
 use bibd_catalog::{Session, Tx, leases, pages, records, topics};
 use serde_json::json;
 
-use super::base::{Base, allow_node, allow_topic};
+use super::base::{About, Base, allow_node, allow_topic};
 use super::error::ServiceError;
 use super::journal::Act;
 use super::reference;
@@ -97,6 +97,7 @@ impl DatasetUseCases {
             topic: topic.topic.id,
             name: name.to_string(),
             owner: self.base.peer,
+            origin: self.base.peer,
             nonce,
             title: new.title.clone(),
             description: new.description.clone(),
@@ -254,7 +255,7 @@ impl DatasetUseCases {
                 "`--replace` moves it",
             ));
         }
-        self.sign_tag(&mut tx, id, tag, Some(*version)).await?;
+        self.sign_tag(&mut tx, &seen.dataset, tag, Some(*version)).await?;
         let details = json!({"tag": tag.as_str(), "version": version.to_string()});
         self.base.journal.commit(tx, call, Act::new("dataset.tag", format!("dataset:{id}"), details)).await?;
         self.tell("tag.set", seen, &version.to_string());
@@ -272,7 +273,7 @@ impl DatasetUseCases {
         if !versions::remove_tag(&mut tx, id, tag.as_str()).await? {
             return Err(ServiceError::not_found("tag", tag.as_str()));
         }
-        self.sign_tag(&mut tx, id, tag, None).await?;
+        self.sign_tag(&mut tx, &seen.dataset, tag, None).await?;
         let act = Act::new("dataset.untag", format!("dataset:{id}"), json!({"tag": tag.as_str()}));
         self.base.journal.commit(tx, call, act).await?;
         Ok(())
@@ -332,7 +333,8 @@ impl DatasetUseCases {
                 extra: Default::default(),
             })
         };
-        let signed = self.base.sign_next(&mut tx, "withdrawal", &name, make).await?;
+        let about = About { kind: Kind::Withdrawal, id: &name, origin: seen.dataset.origin };
+        let signed = self.base.sign_next(&mut tx, about, make).await?;
         records::put(&mut tx, "withdrawal", &name, &signed, now).await?;
         let latest = versions::newest_live(&mut tx, id).await?;
         self.fall_back(&mut tx, seen, version, latest.as_ref()).await?;
@@ -420,7 +422,8 @@ impl DatasetUseCases {
             body.time = self.base.now();
             Body::Dataset(body)
         };
-        let signed = self.base.sign_next(tx, "dataset", &id, make).await?;
+        let signed =
+            self.base.sign_next(tx, About { kind: Kind::Dataset, id: &id, origin: dataset.origin }, make).await?;
         records::put(tx, "dataset", &id, &signed, self.base.now()).await?;
         Ok(())
     }
@@ -441,15 +444,16 @@ impl DatasetUseCases {
     async fn sign_tag(
         &self,
         tx: &mut Tx,
-        dataset: DatasetId,
+        dataset: &Dataset,
         tag: &TagName,
         version: Option<Hash>,
     ) -> Result<(), ServiceError> {
-        let (id, now) = (format!("{dataset}@{tag}"), self.base.now());
+        let (id, now) = (format!("{}@{tag}", dataset.id), self.base.now());
         let name = tag.clone();
-        let make =
-            |revision| Body::Tag(TagRecord { revision, time: now, dataset, name, version, extra: Default::default() });
-        let signed = self.base.sign_next(tx, "tag", &id, make).await?;
+        let make = |revision| {
+            Body::Tag(TagRecord { revision, time: now, dataset: dataset.id, name, version, extra: Default::default() })
+        };
+        let signed = self.base.sign_next(tx, About { kind: Kind::Tag, id: &id, origin: dataset.origin }, make).await?;
         records::put(tx, "tag", &id, &signed, now).await?;
         Ok(())
     }
@@ -474,7 +478,7 @@ fn record(dataset: &Dataset, revision: Revision, name: DatasetName, latest: Opti
         revision,
         time: dataset.updated_at,
         id: dataset.id,
-        origin: dataset.owner,
+        origin: dataset.origin,
         nonce: dataset.nonce,
         name,
         topic: dataset.topic,

@@ -3,13 +3,13 @@
 
 use bib_core::access::{GrantLevel, Verb};
 use bib_core::grant::{Grant, GrantState, MAX_GRANT_SECONDS, Subject};
-use bib_core::record::Body;
+use bib_core::record::{Body, Kind};
 use bibd_catalog::grants::{self, TopicGrant};
 use bibd_catalog::topics::SeenTopic;
 use bibd_catalog::{Tx, records, topics, users};
 use serde_json::json;
 
-use super::base::Base;
+use super::base::{About, Base};
 use super::error::ServiceError;
 use super::journal::Act;
 use super::topic::TopicUseCases;
@@ -181,7 +181,9 @@ impl GrantUseCases {
                 extra: Default::default(),
             })
         };
-        let record = self.base.sign_next(tx, "grant", &id, make).await?;
+        let origin = topics::load_origin(tx, grant.topic).await?;
+        let about = About { kind: Kind::Grant, id: &id, origin };
+        let record = self.base.sign_next(tx, about, make).await?;
         records::put(tx, "grant", &id, &record, self.base.now()).await?;
         Ok(())
     }

@@ -55,6 +55,7 @@ pub mod sequencer;
 pub mod sessions;
 pub mod statistics;
 mod store_errors;
+pub mod succession;
 pub mod tasks;
 pub mod tier;
 pub mod tokens;

@@ -11,6 +11,7 @@
 //! | `version.record.json`, `version.record.sig` | the node's record of the version; Ed25519 over `bib-record-v1\0` and the body, 64 bytes |
 //! | `person.record.json`, `person.record.sig` | the node's record of the author's key, likewise |
 //! | `node.pub` | the node's public key, one OpenSSH line; the comment is its peer id |
+//! | `successions.jsonl` | where other nodes follow the one of `node.pub`: each succession, as in an export of the audit log |
 //! | `content/root.json` | the content root; its SHA-256 is the statement's `content` |
 //! | `content/HASH` | each index object and page, named by its SHA-256 |
 //! | `audit.json` | the entry of the publish in the node's audit log, its inclusion proof and the checkpoint |
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 use bib_core::Hash;
 use bib_core::record::SignedRecord;
+use bibd_audit::export::write_line;
+use bibd_audit::succession;
 use bibd_catalog::audit::{self, Filter};
 use bibd_catalog::pages::{self, PageKind};
 use bibd_catalog::versions::Version;
@@ -99,6 +102,7 @@ impl ProveUseCases {
         let allowed =
             format!("author namespaces=\"{}\" {}\n", bib_core::signature::VERSION_NAMESPACE, person.public_key);
         let node = bib_identity::node_key::public_openssh(&own.key).map_err(ServiceError::internal)?;
+        let signer = own.key;
         let mut bundle = Bundle { out, open: true };
         bundle.file("README.txt", readme(&seen.dataset.name, &version).into()).await;
         bundle.file("statement.json", version.statement.clone().into()).await;
@@ -106,7 +110,14 @@ impl ProveUseCases {
         bundle.file("allowed_signers", allowed.into()).await;
         bundle.record("version", own).await;
         bundle.record("person", author).await;
-        bundle.file("node.pub", format!("{} {}\n", node.trim_end(), self.base.peer).into()).await;
+        bundle.file("node.pub", format!("{} {}\n", node.trim_end(), signer).into()).await;
+        let mut successions = Vec::new();
+        for proof in self.base.inheritance.proofs_from(&signer) {
+            write_line(&succession::line(&proof), &mut successions).map_err(ServiceError::internal)?;
+        }
+        if !successions.is_empty() {
+            bundle.file("successions.jsonl", successions.into()).await;
+        }
         self.send_content(&mut bundle, &version).await?;
         bundle.file("audit.json", proof.into()).await;
         Ok(())
@@ -217,6 +228,7 @@ fn readme(dataset: &str, version: &Version) -> String {
          version.record.*    the node's record of the version, and its signature\n\
          person.record.*     the node's record of the author's key, and its signature\n\
          node.pub            the node's public key\n\
+         successions.jsonl   who follows that node, if somebody does\n\
          content/            the list of all files with their SHA-256: root.json and pages named by their hash\n\
          audit.json          the publish in the node's audit log: entry, inclusion proof, checkpoint\n\n\
          The author's signature alone:\n\

@@ -1,13 +1,14 @@
 //! The records that a publish signs: the dataset with its new latest version, the version, and the person who signed.
 
-use bib_core::Hash;
 use bib_core::record::{self, Body, Kind, VersionSignature};
+use bib_core::{Hash, PeerId};
 use bibd_catalog::datasets::Dataset;
+use bibd_catalog::records::StoredRecord;
 use bibd_catalog::users::{self, Person, UserKey};
 use bibd_catalog::versions::Version;
 use bibd_catalog::{Tx, records};
 
-use super::base::Base;
+use super::base::{About, Base};
 use super::error::ServiceError;
 use crate::actor::Call;
 
@@ -20,7 +21,7 @@ pub(super) async fn dataset(base: &Base, tx: &mut Tx, dataset: &Dataset, latest:
             revision,
             time: now,
             id: dataset.id,
-            origin: dataset.owner,
+            origin: dataset.origin,
             nonce: dataset.nonce,
             name,
             topic: dataset.topic,
@@ -29,12 +30,12 @@ pub(super) async fn dataset(base: &Base, tx: &mut Tx, dataset: &Dataset, latest:
             extra: Default::default(),
         })
     };
-    let signed = base.sign_next(tx, Kind::Dataset.as_str(), &id, make).await?;
+    let signed = base.sign_next(tx, About { kind: Kind::Dataset, id: &id, origin: dataset.origin }, make).await?;
     put(tx, base, Kind::Dataset, &id, &signed).await
 }
 
-/// Signs the version's record: the statement verbatim, its signature, and where the bytes lie.
-pub(super) async fn version(base: &Base, tx: &mut Tx, version: &Version) -> Result<(), ServiceError> {
+/// Signs the record of a version of a dataset that began with `origin`: the statement verbatim, its signature, and where the bytes lie.
+pub(super) async fn version(base: &Base, tx: &mut Tx, origin: PeerId, version: &Version) -> Result<(), ServiceError> {
     let (id, now) = (version.hash.to_string(), base.now());
     let make = |revision| {
         Body::Version(record::Version {
@@ -49,7 +50,7 @@ pub(super) async fn version(base: &Base, tx: &mut Tx, version: &Version) -> Resu
             extra: Default::default(),
         })
     };
-    let signed = base.sign_next(tx, Kind::Version.as_str(), &id, make).await?;
+    let signed = base.sign_next(tx, About { kind: Kind::Version, id: &id, origin }, make).await?;
     put(tx, base, Kind::Version, &id, &signed).await
 }
 
@@ -67,8 +68,10 @@ pub(super) async fn person(base: &Base, tx: &mut Tx, call: &Call, key: &UserKey)
     let now = base.now();
     let is_new = users::put_person(tx, &author, Some(call.actor.user), now).await?;
     let before = records::find(tx, Kind::Person.as_str(), &id).await?;
+    // A record that a former node signed is this node's word only once it signed it too.
+    let is_ours = before.as_ref().map(StoredRecord::signed).transpose()?.is_some_and(|record| record.key == base.peer);
     let valid_from = match &before {
-        Some(_) if !is_new => return Ok(name),
+        Some(_) if !is_new && is_ours => return Ok(name),
         Some(before) => match Body::parse(&before.body) {
             Ok(Body::Person(before)) if before.valid_until.is_none() => Some(before.valid_from),
             // A key that was removed and added again counts from now on.
@@ -89,18 +92,12 @@ pub(super) async fn person(base: &Base, tx: &mut Tx, call: &Call, key: &UserKey)
             extra: Default::default(),
         })
     };
-    let signed = base.sign_next(tx, Kind::Person.as_str(), &id, make).await?;
+    let signed = base.sign_next(tx, About { kind: Kind::Person, id: &id, origin: base.peer }, make).await?;
     put(tx, base, Kind::Person, &id, &signed).await?;
     Ok(name)
 }
 
-async fn put(
-    tx: &mut Tx,
-    base: &Base,
-    kind: Kind,
-    id: &str,
-    record: &records::StoredRecord,
-) -> Result<(), ServiceError> {
+async fn put(tx: &mut Tx, base: &Base, kind: Kind, id: &str, record: &StoredRecord) -> Result<(), ServiceError> {
     if records::put(tx, kind.as_str(), id, record, base.now()).await? {
         return Ok(());
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bib_core::access::Verb;
 use bib_core::fields::Extra;
-use bib_core::record::{Body, Node};
+use bib_core::record::{Body, Kind, Node};
 use bib_core::{Hash, PeerId};
 use bib_identity::recovery::{RecoveryPublic, RecoverySheet};
 use bib_identity::sealed::SealError;
@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::base::{Base, allow_node};
+use super::base::{About, Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
@@ -26,7 +26,7 @@ use crate::foundation::Foundation;
 use crate::secrets::Secrets;
 
 /// The sealed file, and the setting, that hold the public halves.
-const NAME: &str = "recovery";
+pub const NAME: &str = "recovery";
 
 /// The act in the audit log.
 const EXPORT: &str = "recovery.export";
@@ -99,7 +99,7 @@ impl Recovery {
         let id = self.base.peer.to_string();
         let record = self
             .base
-            .sign_next(&mut tx, "node", &id, |revision| {
+            .sign_next(&mut tx, About { kind: Kind::Node, id: &id, origin: self.base.peer }, |revision| {
                 Body::Node(Node {
                     revision,
                     time: now,

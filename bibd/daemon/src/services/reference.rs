@@ -160,7 +160,8 @@ fn parse(base: &Base, text: &str, field: &'static str) -> Result<Target, Service
     }
     match &reference.owner {
         None => {}
-        Some(Owner::Peer(peer)) if *peer == base.peer => {}
+        // What was cited under a former node's name is found.
+        Some(Owner::Peer(peer)) if base.is_own(peer) => {}
         Some(_) => return Err(ServiceError::not_found("dataset", text)),
     }
     if reference.name.as_dataset().is_err() {

@@ -252,8 +252,16 @@ impl Retention {
         let file = self.checkpoints.clone();
         let notes = tokio::task::spawn_blocking(move || file.read()).await.map_err(ServiceError::internal)?;
         let notes = notes.map_err(ServiceError::internal)?.notes;
-        let key = self.base.peer.public_key();
-        let covered = notes.iter().filter_map(|note| Checkpoint::open(note, key).ok()).any(|checkpoint| {
+        let opened = |note: &String| {
+            let inheritance = &self.base.inheritance;
+            let former = inheritance.former(&self.base.peer).into_iter().map(|former| former.node);
+            let mut signers = std::iter::once(self.base.peer).chain(former);
+            signers.find_map(|signer| {
+                let found = Checkpoint::open(note, signer.public_key()).ok()?;
+                (inheritance.signer(&self.base.peer, found.origin.epoch) == signer).then_some(found)
+            })
+        };
+        let covered = notes.iter().filter_map(opened).any(|checkpoint| {
             let Place { epoch, seq } = last;
             checkpoint.origin.epoch > epoch || (checkpoint.origin.epoch == epoch && checkpoint.size >= seq)
         });

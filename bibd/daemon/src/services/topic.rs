@@ -3,13 +3,13 @@
 use bib_core::access::{Embargo, Standing, Verb, Visibility};
 use bib_core::metadata::license;
 use bib_core::name::TopicName;
-use bib_core::record::{Body, Life, Revision, Topic as TopicRecord};
+use bib_core::record::{Body, Kind, Life, Revision, Topic as TopicRecord};
 use bib_core::{KeyFingerprint, TopicId};
 use bibd_catalog::topics::{SeenTopic, Topic, TopicChange, TopicFilter};
 use bibd_catalog::{Session, Tx, grants, node, records, topics};
 use serde_json::json;
 
-use super::base::{Base, allow_node, allow_topic};
+use super::base::{About, Base, allow_node, allow_topic};
 use super::error::ServiceError;
 use super::journal::Act;
 use super::updates::{Readers, Update};
@@ -339,6 +339,7 @@ impl TopicUseCases {
             name: new.name.to_string(),
             parent: parent.map(|parent| parent.topic.id),
             owner: self.base.peer,
+            origin: self.base.peer,
             nonce,
             title: new.title.clone(),
             description: new.description.clone(),
@@ -389,7 +390,7 @@ impl TopicUseCases {
             Err(error) => return Err(ServiceError::internal(error)),
         };
         let make = |revision| Body::Topic(record(topic, revision, life, creator, name));
-        let signed = self.base.sign_next(tx, "topic", &id, make).await?;
+        let signed = self.base.sign_next(tx, About { kind: Kind::Topic, id: &id, origin: topic.origin }, make).await?;
         records::put(tx, "topic", &id, &signed, self.base.now()).await?;
         Ok(())
     }
@@ -423,7 +424,7 @@ fn record(
         revision,
         time: topic.updated_at,
         id: topic.id,
-        origin: topic.owner,
+        origin: topic.origin,
         nonce: topic.nonce,
         name,
         parent: topic.parent,

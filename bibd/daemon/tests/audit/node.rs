@@ -73,6 +73,7 @@ impl Node {
             key: Arc::new(key),
             peer,
             epoch: 1,
+            inheritance: Default::default(),
             journal: Journal::new(peer, ids.clone()),
             ids,
             updates: Updates::default(),

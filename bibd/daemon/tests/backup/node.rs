@@ -189,9 +189,42 @@ impl Place {
 
     /// A restore that dies after that step, as by kill -9.
     pub fn killed_restore(&self, to: &str, point: &str) {
-        let mut command = self.restoring(&self.store(), to, &self.sheet(), &[]);
+        self.killed_restore_with(to, point, &[]);
+    }
+
+    /// The same with more on the command line.
+    pub fn killed_restore_with(&self, to: &str, point: &str, arguments: &[&str]) {
+        let mut command = self.restoring(&self.store(), to, &self.sheet(), arguments);
         let output = command.env(bibd::failpoint::VARIABLE, point).output().unwrap();
         assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A start, as the last configuration says, that dies after that step.
+    pub fn killed_start(&self, data: &str, point: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
+        for (key, value) in self.database() {
+            command.env(format!("BIBD__{}", key.to_uppercase().replace('.', "__")), value);
+        }
+        command.arg("--config").arg(self.path("config.yaml")).arg("--data-dir").arg(self.path(data)).arg("run");
+        let output = command.env(bibd::failpoint::VARIABLE, point).output().unwrap();
+        assert_eq!(output.status.signal(), Some(9), "{point}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A restore on a machine whose own data directory is `data`.
+    pub fn restore_here(&self, to: &str, data: &Path, arguments: &[&str]) -> (bool, String) {
+        let mut command = self.restoring(&self.store(), to, &self.sheet(), arguments);
+        let output = command.env("BIBD__DATA_DIR", data).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// What a restore with `--identity -` says to this standard input.
+    pub fn restore_typed(&self, to: &str, sheet: &[u8], arguments: &[&str]) -> (bool, String) {
+        let mut command = self.restoring(&self.store(), to, Path::new("-"), arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), sheet).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = if output.status.success() { output.stdout } else { output.stderr };
+        (output.status.success(), String::from_utf8(said).unwrap())
     }
 
     /// The command line of a restore out of a bucket, for who adds credentials to it.

@@ -145,6 +145,7 @@ impl Lab {
             key: Arc::clone(&key),
             peer,
             epoch: 1,
+            inheritance: Arc::default(),
             journal: Journal::new(peer, ids.clone()),
             ids,
             updates: Updates::default(),

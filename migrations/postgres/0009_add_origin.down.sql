@@ -1,0 +1,2 @@
+ALTER TABLE bib.datasets DROP COLUMN origin;
+ALTER TABLE bib.topics DROP COLUMN origin;
