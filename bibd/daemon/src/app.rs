@@ -197,6 +197,8 @@ pub struct Options {
     pub logs: Logs,
     /// Where a test ends the process; nowhere otherwise.
     pub failpoints: Failpoints,
+    /// Has the database reached over TCP as in a pod, where a test says so; no configuration does.
+    pub database_tcp: Option<bibd_postgres::tcp::Tcp>,
 }
 
 /// A daemon that serves.
@@ -219,6 +221,7 @@ impl Daemon {
         let mut settings = foundation::postgres_settings(config, places).of_node(&front.peer_id.short());
         let at_rest = AtRest::unlock(config.encryption.at_rest, places, &secrets, &key).await?;
         let adopting = at_rest.clone();
+        settings.tcp = options.database_tcp;
         settings.on_new_directory = OnNewDirectory::new(move |path| adopting.adopt(path));
         let wanted = foundation::wanted_provisioner(config);
         let superuser_uses = Arc::new(SuperuserUses::default());
@@ -317,8 +320,7 @@ impl Daemon {
         &self.foundation
     }
 
-    /// Waits until somebody asks for a stop through the API, or a task without which nothing works has ended (then
-    /// with the reason).
+    /// Waits until somebody asks for a stop through the API, or a task that all need has ended (then with the reason).
     pub async fn ended(&self) -> Result<Duration, String> {
         tokio::select! {
             drain = self.foundation.shutdown.requested() => Ok(drain),

@@ -471,6 +471,7 @@ async fn start(loaded: Loaded, home: Home, args: RunArgs) -> Result<Node, Failur
         clock,
         logs,
         failpoints: failpoints()?,
+        database_tcp: None,
     };
     // Boxed: a start holds many things across its waits.
     if options.loaded.config.is_cache() {

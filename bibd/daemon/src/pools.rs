@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bibd_catalog::Pools;
+use bibd_postgres::receive::{Retained, retained};
 use bibd_postgres::rotation::{Moved, sessions, uptime};
 use bibd_postgres::{Database, Error, GroupRole};
 use sqlx::pool::PoolConnection;
@@ -193,6 +194,14 @@ impl RolePools {
     /// When the database does not answer.
     pub async fn uptime(&self) -> Result<Duration, Error> {
         uptime(&mut *self.monitor().await?).await
+    }
+
+    /// What the database keeps of its log for who receives it; nothing where nobody does.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn retained(&self) -> Result<Option<Retained>, Error> {
+        retained(&mut *self.monitor().await?).await
     }
 
     async fn monitor(&self) -> Result<PoolConnection<Postgres>, Error> {

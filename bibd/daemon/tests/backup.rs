@@ -91,6 +91,17 @@ async fn in_a_container(socket: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     let Some(place) = Place::new().await else { return };
+    restored_to_any_moment(place, 5).await;
+}
+
+/// Its log was streamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_database_is_reached_over_tcp_is_restored_to_any_moment() {
+    let Some(place) = Place::over_tcp().await else { return };
+    restored_to_any_moment(place, 1).await;
+}
+
+async fn restored_to_any_moment(place: Place, rounds: u64) {
     let node = Node::start(&place, "data").await;
     assert_eq!(node.refused_backup().await, "BIB0010", "without a recovery key there is no backup");
     node.export_recovery(&place.sheet()).await;
@@ -121,7 +132,7 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     std::fs::remove_dir_all(place.path("data")).unwrap();
 
     let mut random = rand::rngs::StdRng::seed_from_u64(20_261_121);
-    for round in 0..5 {
+    for round in 0..rounds {
         // The first of them past the rotation.
         let (time, topics) = moments[random.gen_range(if round == 0 { rotated } else { 0 }..moments.len())];
         let restored = place.restore(&format!("round{round}"), &["--time", &time.to_string()]);
@@ -135,12 +146,17 @@ async fn a_node_is_restored_to_any_moment_with_the_recovery_key_alone() {
     assert_eq!(std::fs::read(archive("newest")).unwrap(), b"a month");
 
     let again = Node::start(&place, "newest").await;
-    assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, 7, total));
+    let epoch = rounds + 2;
+    assert_eq!((again.peer(), again.daemon.foundation().epoch, again.topics().await), (peer, epoch, total));
     assert_eq!(again.audit_verdict().await, "OK");
     assert_eq!((again.entries("node.restore").await, again.entries("audit.epoch").await), (1, 1));
+    if place.is_over_tcp() {
+        // Whoever receives the log needs a moment to begin.
+        wait_for("the log", Duration::from_secs(30), async || again.failing_items().await.is_empty()).await;
+    }
     assert_eq!(again.failing_items().await, []);
     let second = again.make_backup().await;
-    assert_eq!((second.epoch, second.timeline), (7, 2), "{second:?}");
+    assert_eq!((second.epoch, second.timeline), (epoch, 2), "{second:?}");
     again.delete_backup(&backup.id).await;
     let left: Vec<String> = again.backups().await.into_iter().map(|backup| backup.id).collect();
     assert_eq!(left, [second.id]);

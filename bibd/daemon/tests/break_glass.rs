@@ -7,6 +7,7 @@
     reason = "tests say what they measured and spawn tasks"
 )]
 
+#[allow(dead_code, reason = "shared with the other tests of break-glass")]
 #[path = "break_glass/node.rs"]
 mod node;
 
@@ -101,6 +102,16 @@ async fn a_grant_is_asked_for_by_who_may_confirmed_with_a_named_key_and_for_what
 #[tokio::test]
 async fn b_aud_59_whatever_is_said_is_in_the_recording_and_in_the_log_however_it_is_hidden() {
     let Some(place) = Place::new().await else { return };
+    whatever_is_said_is_recorded(place).await;
+}
+
+#[tokio::test]
+async fn b_aud_59_the_same_over_tcp() {
+    let Some(place) = Place::over_tcp().await else { return };
+    whatever_is_said_is_recorded(place).await;
+}
+
+async fn whatever_is_said_is_recorded(place: Place) {
     let key = place.key("key");
     let node = Node::start(&place, &place.allowing(&key)).await;
     node.open(key, ReadWrite, 600).await;
@@ -313,6 +324,16 @@ const STUBBORN: &str = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(3600);
 #[tokio::test]
 async fn b_aud_57_a_session_is_cut_at_its_end_whatever_it_does() {
     let Some(place) = Place::new().await else { return };
+    cut_at_its_end(place).await;
+}
+
+#[tokio::test]
+async fn b_aud_57_a_session_over_tcp_is_cut_at_its_end() {
+    let Some(place) = Place::over_tcp().await else { return };
+    cut_at_its_end(place).await;
+}
+
+async fn cut_at_its_end(place: Place) {
     let keys: Vec<_> = ["a", "b"].iter().map(|name| place.key(name)).collect();
     let both = place.allowing(&keys[0]).replace(
         "allowed_users:\n",
@@ -469,37 +490,6 @@ async fn a_recording_that_is_as_large_as_it_may_be_ends_the_session() {
     let said = bridge.run("SELECT repeat('x', 1000) FROM generate_series(1, 100000);").await;
     assert!(said.err.contains("the recording of this session cannot be written"), "{}", said.err);
     assert_eq!(node.ended().await, "recorder");
-    node.stop().await;
-}
-
-#[tokio::test]
-async fn ctrl_c_reaches_the_right_session() {
-    let Some(place) = Place::new().await else { return };
-    let key = place.key("key");
-    let node = Node::start(&place, &place.allowing(&key)).await;
-    node.open(key, ReadOnly, 600).await;
-    let bridge = Bridge::new(node.client());
-    let other = bridge.talk("SELECT pg_sleep(3600);").await;
-    let one = bridge.talk("SELECT pg_sleep(3601);").await;
-    let mut superuser = node.superuser().await;
-    let running = "SELECT query FROM pg_stat_activity WHERE usename ~ '^bibd_glass_' AND state = 'active' ORDER BY 1";
-    let queries = ["SELECT pg_sleep(3600);", "SELECT pg_sleep(3601);"];
-    wait_for("both", Duration::from_secs(30), async || texts(&mut superuser, running).await == queries).await;
-    one.interrupt();
-    wait_for("one", Duration::from_secs(30), async || texts(&mut superuser, running).await == queries[..1]).await;
-    let said = one.leave().await;
-    // A `psql` that reads a script leaves then, by itself and with a word: its session was not cut.
-    assert!(said.err.contains("canceling statement due to user request"), "{said:?}");
-    let ends = async || {
-        let sessions: Vec<_> = node.client().break_glass().sessions("").try_collect().await.unwrap();
-        sessions.into_iter().map(|session| session.end_reason).filter(|end| !end.is_empty()).collect::<Vec<_>>()
-    };
-    wait_for("its end", Duration::from_secs(30), async || ends().await == ["left"]).await;
-    assert!(node.recorded().await.iter().any(|line| line["kind"] == "cancel"));
-    // Whose psql is killed leaves nothing running.
-    drop(other);
-    wait_for("nobody", CUT_WITHIN, async || texts(&mut superuser, running).await.is_empty()).await;
-    assert_eq!(node.status().await.grant.unwrap().state, "open");
     node.stop().await;
 }
 

@@ -1,4 +1,5 @@
-//! Who may break glass, and what becomes of a session whose holder may not any more.
+//! Who may break glass, what becomes of a session whose holder may not any more, and that an interrupt reaches the
+//! session that it is meant for.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -21,6 +22,7 @@ use bib_core::access::GlassAccess::ReadOnly;
 use bib_identity::request::CertificateRequest;
 use bib_identity::ssh::UserKey;
 use bib_identity::trust::FirstUse;
+use futures::TryStreamExt as _;
 use node::*;
 
 /// How long a cut may take on a machine that does other things.
@@ -141,5 +143,46 @@ async fn a_revoked_certificate_and_a_suspended_holder_are_out() {
     wait_for("the cut", CUT_WITHIN, async || left(&mut superuser).await.is_empty()).await;
     assert_ne!(running.leave().await.err, "");
     assert_eq!(node.ended().await, "holder");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_reaches_the_right_session() {
+    let Some(place) = Place::new().await else { return };
+    interrupted(place).await;
+}
+
+#[tokio::test]
+async fn ctrl_c_reaches_the_right_session_over_tcp() {
+    let Some(place) = Place::over_tcp().await else { return };
+    interrupted(place).await;
+}
+
+async fn interrupted(place: Place) {
+    let key = place.key("key");
+    let node = Node::start(&place, &place.allowing(&key)).await;
+    node.open(key, ReadOnly, 600).await;
+    let bridge = Bridge::new(node.client());
+    let other = bridge.talk("SELECT pg_sleep(3600);").await;
+    let one = bridge.talk("SELECT pg_sleep(3601);").await;
+    let mut superuser = node.superuser().await;
+    let running = "SELECT query FROM pg_stat_activity WHERE usename ~ '^bibd_glass_' AND state = 'active' ORDER BY 1";
+    let queries = ["SELECT pg_sleep(3600);", "SELECT pg_sleep(3601);"];
+    wait_for("both", Duration::from_secs(30), async || texts(&mut superuser, running).await == queries).await;
+    one.interrupt();
+    wait_for("one", Duration::from_secs(30), async || texts(&mut superuser, running).await == queries[..1]).await;
+    let said = one.leave().await;
+    // A `psql` that reads a script leaves then, by itself and with a word: its session was not cut.
+    assert!(said.err.contains("canceling statement due to user request"), "{said:?}");
+    let ends = async || {
+        let sessions: Vec<_> = node.client().break_glass().sessions("").try_collect().await.unwrap();
+        sessions.into_iter().map(|session| session.end_reason).filter(|end| !end.is_empty()).collect::<Vec<_>>()
+    };
+    wait_for("its end", Duration::from_secs(30), async || ends().await == ["left"]).await;
+    assert!(node.recorded().await.iter().any(|line| line["kind"] == "cancel"));
+    // Whose psql is killed leaves nothing running.
+    drop(other);
+    wait_for("nobody", CUT_WITHIN, async || texts(&mut superuser, running).await.is_empty()).await;
+    assert_eq!(node.status().await.grant.unwrap().state, "open");
     node.stop().await;
 }

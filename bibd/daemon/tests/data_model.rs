@@ -200,7 +200,7 @@ async fn no_chunk_that_a_version_names_is_ever_missing() {
         eprintln!("round {seed}");
         let mut random = StdRng::seed_from_u64(seed);
         for _ in 0..ACTS {
-            model.act(&lab, &ada, &admin, &mut random).await;
+            Box::pin(model.act(&lab, &ada, &admin, &mut random)).await;
         }
         model.check(&lab, &ada).await;
     }

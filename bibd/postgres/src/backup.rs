@@ -24,6 +24,7 @@ use crate::role::{ADMIN, Login};
 use crate::scram;
 use crate::secrets::DbSecrets;
 use crate::settings::PORT;
+use crate::tcp::ToolFiles;
 use crate::version::Version;
 
 const TOOL: &str = "pg_basebackup";
@@ -65,7 +66,7 @@ pub struct BaseBackup {
     end: Piped,
     /// Holds the log that the backup needs: the slot in it is gone with this connection, however that ends.
     slot: PgConnection,
-    _password: PasswordFile,
+    _way: Way,
 }
 
 /// The password where only the program and we can read it, as long as the program runs.
@@ -83,6 +84,21 @@ impl PasswordFile {
 
     pub(crate) fn path(&self) -> &Path {
         &self.0
+    }
+}
+
+/// How the program reaches the server, and what it shows.
+enum Way {
+    Socket(PasswordFile),
+    Tcp(ToolFiles),
+}
+
+impl Way {
+    fn password(&self) -> PathBuf {
+        match self {
+            Self::Socket(file) => file.0.clone(),
+            Self::Tcp(files) => files.password(),
+        }
     }
 }
 
@@ -106,13 +122,9 @@ pub(crate) async fn begin<H: Host>(
     label: &str,
 ) -> Result<(BaseBackup, PipeReader), Error> {
     let tools = postgres.host.tools().await?;
-    let layout = postgres.layout();
     let slot = hold_log(postgres, login).await?;
-    let password = PasswordFile::make(&layout.socket_dir.join("backup.pgpass"), login, tools.account)?;
-    let arguments = [
-        format!("--host={}", layout.socket_dir.display()),
-        format!("--port={PORT}"),
-        format!("--username={}", login.user),
+    let (way, mut arguments) = way(postgres, login, tools.account)?;
+    arguments.extend([
         "--no-password".to_owned(),
         "--verbose".to_owned(),
         "--pgdata=-".to_owned(),
@@ -120,9 +132,26 @@ pub(crate) async fn begin<H: Host>(
         "--wal-method=fetch".to_owned(),
         "--checkpoint=fast".to_owned(),
         format!("--label={label}"),
+    ]);
+    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, &way.password()).await?;
+    Ok((BaseBackup { end, slot, _way: way }, reader))
+}
+
+/// Where the program finds the server, as arguments.
+fn way<H: Host>(postgres: &Managed<H>, login: &Login, account: Account) -> Result<(Way, Vec<String>), Error> {
+    let layout = postgres.layout();
+    if let Some(endpoint) = &postgres.endpoint {
+        let files = ToolFiles::write(layout.socket_dir.join("backup"), endpoint, login, account)?;
+        let arguments = vec![format!("--dbname={}", files.connection())];
+        return Ok((Way::Tcp(files), arguments));
+    }
+    let password = PasswordFile::make(&layout.socket_dir.join("backup.pgpass"), login, account)?;
+    let arguments = vec![
+        format!("--host={}", layout.socket_dir.display()),
+        format!("--port={PORT}"),
+        format!("--username={}", login.user),
     ];
-    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, password.path()).await?;
-    Ok((BaseBackup { end, slot, _password: password }, reader))
+    Ok((Way::Socket(password), arguments))
 }
 
 /// A slot that lives as long as the connection and keeps the log from now on (`max_slot_wal_keep_size` at most).

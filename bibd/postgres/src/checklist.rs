@@ -1,14 +1,15 @@
 //! The hardening checklist, C.1 to C.4 of the security design, asked of a running server: `bib admin db audit`; C.5
 //! too, where the server runs in a container.
 //!
-//! Every item that applies to a Unix socket is one [`Finding`]; those that do not are in [`NOT_APPLICABLE`] with the
-//! reason. It runs as `bibd_monitor`, which reads the system's catalogs and, through two functions owned by the
+//! Every item is one [`Finding`]. Those of TLS are asked where the server is reached over TCP; on a Unix socket they are
+//! in [`NOT_APPLICABLE`] with the reason. It runs as `bibd_monitor`, which reads the system's catalogs and, through two functions owned by the
 //! superuser, counts of passwords and of settings. It changes nothing. Rendering is the caller's.
 
 mod facts;
 mod privileges;
 mod roles;
 mod server;
+mod tls;
 
 use serde::Serialize;
 use sqlx::postgres::PgConnection;
@@ -74,7 +75,7 @@ pub struct Expected {
     pub matrix: Option<String>,
 }
 
-/// Items that do not apply to a server on a Unix socket, or not yet: `(item, title, reason)`.
+/// Items that do not apply to a server on a Unix socket: `(item, title, reason)`.
 pub const NOT_APPLICABLE: [(&str, &str, &str); 2] = [
     ("C.2-16", "TLS with client certificates", "there is no TCP and no TLS on a Unix socket; TCP modes have it"),
     ("C.4-45", "every connection uses TLS", "there is no TLS on a Unix socket; TCP modes have it"),
@@ -95,7 +96,7 @@ pub async fn audit(monitor: &mut PgConnection, facts: &Facts, expected: &Expecte
     server::check(monitor, version, facts, &mut findings).await?;
     roles::check(monitor, version, &mut findings).await?;
     privileges::check(monitor, expected, &mut findings).await?;
-    for (item, title, reason) in NOT_APPLICABLE {
+    for (item, title, reason) in NOT_APPLICABLE.into_iter().filter(|_| facts.config.listening.is_none()) {
         let status = Status::NotApplicable { reason };
         findings.0.push(Finding { item, title, status, observed: String::new(), expected: String::new() });
     }

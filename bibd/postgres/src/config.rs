@@ -13,6 +13,7 @@ use crate::glass;
 use crate::role::{ADMIN, DATABASE, GroupRole, Letter, MIGRATE};
 use crate::scram;
 use crate::settings::{Layout, Limits, MAX_CONNECTIONS, PORT, RESERVED_CONNECTIONS, Target, Wal};
+use crate::tcp::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, Listening};
 use crate::version::Version;
 use crate::wal::{KEEP_NOTHING, archive_command, restore_command};
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub hba: String,
     /// `pg_ident.conf`, whole.
     pub ident: String,
+    /// Set where the server is reached over TCP.
+    pub(crate) listening: Option<Listening>,
 }
 
 /// The files' names in PGDATA.
@@ -41,9 +44,24 @@ const HEADER: &str = "# Written by bibd at each start: what is changed here by h
 const AUTO_HEADER: &str = "# Kept empty by bibd.\n";
 
 impl Config {
-    /// The files for a server of `version`.
+    /// The files for a server of `version` that is reached through its socket.
     pub fn new(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Self {
-        Self { settings: settings(version, layout, limits, wal), hba: hba(), ident: HEADER.to_owned() }
+        Self::of(version, layout, limits, wal, None)
+    }
+
+    /// The files for a server of `version` that is reached over TCP and has no socket. Its log leaves by streaming
+    /// replication and not by a command: who takes it away is another machine.
+    pub fn over_tcp(version: Version, layout: &Layout, limits: &Limits, wal: &Wal, listening: &Listening) -> Self {
+        Self::of(version, layout, limits, wal, Some(listening))
+    }
+
+    fn of(version: Version, layout: &Layout, limits: &Limits, wal: &Wal, listening: Option<&Listening>) -> Self {
+        Self {
+            settings: settings(version, layout, limits, wal, listening),
+            hba: hba(listening),
+            ident: HEADER.to_owned(),
+            listening: listening.cloned(),
+        }
     }
 
     /// `postgresql.conf`, whole.
@@ -77,21 +95,47 @@ impl Config {
     }
 }
 
+/// All that TLS 1.3 has of use; older servers say the same by not saying anything.
+const TLS13_CIPHERS: &str = "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256";
+
 /// Settings that a login role overrides (see `ensure::role_settings`): effective values differ from the file.
 pub(crate) const SET_PER_ROLE: [&str; 1] = ["idle_in_transaction_session_timeout"];
 
-fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Vec<(&'static str, String)> {
+fn settings(
+    version: Version,
+    layout: &Layout,
+    limits: &Limits,
+    wal: &Wal,
+    listening: Option<&Listening>,
+) -> Vec<(&'static str, String)> {
     let mut all: Vec<(&'static str, String)> = Vec::new();
     let mut set = |name, value: &str| all.push((name, value.to_owned()));
 
-    // Reachable through one socket, in a directory that nobody else enters.
-    set("listen_addresses", "");
-    set("port", &PORT.to_string());
-    set("unix_socket_directories", &layout.socket_dir.display().to_string());
+    // Reachable through one socket, in a directory that nobody else enters; or over TCP with TLS and no socket.
+    set("listen_addresses", listening.map_or("", |one| &one.addresses));
+    set("port", &listening.map_or(PORT, |one| one.port).to_string());
+    let socket_dir = layout.socket_dir.display().to_string();
+    set("unix_socket_directories", if listening.is_some() { "" } else { &socket_dir });
     set("unix_socket_permissions", "0700");
     set("unix_socket_group", "");
     set("bonjour", "off");
-    set("ssl", "off");
+    set("ssl", if listening.is_some() { "on" } else { "off" });
+    if let Some(listening) = listening {
+        set("ssl_min_protocol_version", "TLSv1.3");
+        set("ssl_max_protocol_version", "");
+        set("ssl_ca_file", &listening.file(CA_FILE));
+        set("ssl_cert_file", &listening.file(CERTIFICATE_FILE));
+        set("ssl_key_file", &listening.file(KEY_FILE));
+        set("ssl_crl_file", "");
+        set("ssl_crl_dir", "");
+        set("ssl_passphrase_command", "");
+        if version.major >= 18 {
+            set("ssl_groups", "X25519:prime256v1");
+            set("ssl_tls13_ciphers", TLS13_CIPHERS);
+        } else {
+            set("ssl_ecdh_curve", "prime256v1");
+        }
+    }
     set("max_connections", &MAX_CONNECTIONS.to_string());
     set("superuser_reserved_connections", &RESERVED_CONNECTIONS.to_string());
 
@@ -134,6 +178,10 @@ fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Ve
     // Always on, so that archiving begins and ends without a restart; without an archive the command keeps nothing.
     set("archive_mode", "on");
     match wal {
+        Wal::Archive { timeout_s, .. } if listening.is_some() => {
+            set("archive_command", KEEP_NOTHING);
+            set("archive_timeout", &milliseconds(timeout_s.saturating_mul(1000)));
+        }
         Wal::Archive { timeout_s, max_files, reserve_kb } => {
             set("archive_command", &archive_command(&layout.spool, *max_files, *reserve_kb));
             set("archive_timeout", &milliseconds(timeout_s.saturating_mul(1000)));
@@ -170,7 +218,7 @@ fn settings(version: Version, layout: &Layout, limits: &Limits, wal: &Wal) -> Ve
     set("idle_session_timeout", "1h");
     set("idle_in_transaction_session_timeout", "10min");
     set("client_connection_check_interval", "10s");
-    // On a Unix socket the system's TCP timers say nothing; they are set for the day a mode needs TCP.
+    // On a Unix socket the system's TCP timers say nothing; they are for the modes over TCP.
     set("tcp_keepalives_idle", "60");
     set("tcp_keepalives_interval", "10");
     set("tcp_keepalives_count", "6");
@@ -226,25 +274,31 @@ fn milliseconds(ms: u32) -> String {
     }
 }
 
-/// One line per login role, by its name; everything else is rejected, the last line for all.
-fn hba() -> String {
+/// One line per login role, by its name; everything else is rejected, the last line for all. Over TCP each also shows a
+/// certificate that bears its name, and nobody is let in without TLS or through a socket.
+fn hba(listening: Option<&Listening>) -> String {
     let mut text = HEADER.to_owned();
-    let mut line = |kind: &str, database: &str, user: &str, method: &str| {
-        text.push_str(&format!("{kind:<6}{database:<14}{user:<22}{method}\n"));
+    let width = if listening.is_some() { 9 } else { 6 };
+    let mut line = |kind: &str, database: &str, user: &str, rest: &str| {
+        text.push_str(&format!("{kind:<width$}{database:<14}{user:<22}{rest}\n"));
     };
-    line("local", &format!("{DATABASE},postgres"), ADMIN, "scram-sha-256");
-    line("local", DATABASE, MIGRATE, "scram-sha-256");
+    let (kind, how) = match listening {
+        None => ("local", "scram-sha-256".to_owned()),
+        Some(listening) => ("hostssl", format!("{:<16}{LET_IN_OVER_TCP}", listening.from)),
+    };
+    line(kind, &format!("{DATABASE},postgres"), ADMIN, &how);
+    line(kind, DATABASE, MIGRATE, &how);
     for group in GroupRole::ALL {
         for letter in Letter::ALL {
-            line("local", DATABASE, &group.login_name(letter), "scram-sha-256");
+            line(kind, DATABASE, &group.login_name(letter), &how);
         }
     }
     for access in glass::Access::ALL {
         // Whoever is a member: the roles of break-glass come and go without a word here.
-        line("local", DATABASE, &format!("+{}", access.group()), "scram-sha-256");
+        line(kind, DATABASE, &format!("+{}", access.group()), &how);
     }
     for letter in Letter::ALL {
-        line("local", "replication", &GroupRole::Backup.login_name(letter), "scram-sha-256");
+        line(kind, "replication", &GroupRole::Backup.login_name(letter), &how);
     }
     line("local", "replication", "all", "reject");
     line("host", "all", "all", "all reject");
@@ -252,6 +306,10 @@ fn hba() -> String {
     line("local", "all", "all", "reject");
     text
 }
+
+/// A password, and a certificate whose name is the role's. PostgreSQL takes no `map=` with SCRAM, so the names are the
+/// same.
+const LET_IN_OVER_TCP: &str = "scram-sha-256 clientcert=verify-full";
 
 #[cfg(test)]
 mod tests {
@@ -281,6 +339,75 @@ mod tests {
         assert!(rules.iter().all(|rule| rule.ends_with("scram-sha-256") || rule.ends_with("reject")));
         assert_eq!(rules.last().unwrap().split_whitespace().collect::<Vec<_>>(), ["local", "all", "all", "reject"]);
         assert!(rules.iter().filter(|rule| rule.starts_with("host")).all(|rule| rule.ends_with("reject")));
+    }
+
+    fn over_tcp(major: u32) -> Config {
+        let layout = Layout::new(Path::new("/var/lib/bibd"), Path::new("/run/bibd"));
+        let listening = Listening::on_loopback(5433, Path::new("/run/bibd/pg/tls"));
+        Config::over_tcp(Version { major, minor: 1 }, &layout, &Limits::default(), &Wal::Recycle, &listening)
+    }
+
+    #[test]
+    fn over_tcp_only_these_settings_differ() {
+        let (socket, tcp) = (config(15), over_tcp(15));
+        let differs: Vec<String> = tcp
+            .settings
+            .iter()
+            .filter(|one| !socket.settings.contains(one))
+            .map(|(name, value)| format!("{name} = '{value}'\n"))
+            .collect();
+        expect_test::expect![[r#"
+            listen_addresses = '127.0.0.1'
+            port = '5433'
+            unix_socket_directories = ''
+            ssl = 'on'
+            ssl_min_protocol_version = 'TLSv1.3'
+            ssl_max_protocol_version = ''
+            ssl_ca_file = '/run/bibd/pg/tls/ca.crt'
+            ssl_cert_file = '/run/bibd/pg/tls/server.crt'
+            ssl_key_file = '/run/bibd/pg/tls/server.key'
+            ssl_crl_file = ''
+            ssl_crl_dir = ''
+            ssl_passphrase_command = ''
+            ssl_ecdh_curve = 'prime256v1'
+        "#]]
+        .assert_eq(&differs.concat());
+        let names = |config: &Config| config.settings.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert!(
+            names(&over_tcp(18)).contains(&"ssl_tls13_ciphers") && !names(&over_tcp(18)).contains(&"ssl_ecdh_curve")
+        );
+        assert!(names(&socket).iter().all(|name| names(&tcp).contains(name)));
+    }
+
+    #[test]
+    fn over_tcp_everybody_shows_both_factors_and_nobody_comes_by_another_way() {
+        let hba = over_tcp(15).hba;
+        let shown: Vec<&str> = hba
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.contains("_scrape_") && !line.contains("_transform_"))
+            .filter(|line| {
+                !["_seal_", "_audit_", "_monitor_", "_query_", "_jobs_"].iter().any(|role| line.contains(role))
+            })
+            .collect();
+        expect_test::expect![[r#"
+            hostssl  bib,postgres  bibd_admin            127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           bibd_migrate          127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           bibd_service_a        127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           bibd_service_b        127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           bibd_backup_a         127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           bibd_backup_b         127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           +bibd_glass_read      127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  bib           +bibd_glass_write     127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  replication   bibd_backup_a         127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            hostssl  replication   bibd_backup_b         127.0.0.1/32    scram-sha-256 clientcert=verify-full
+            local    replication   all                   reject
+            host     all           all                   all reject
+            host     replication   all                   all reject
+            local    all           all                   reject
+        "#]]
+        .assert_eq(&format!("{}\n", shown.join("\n")));
+        let logins = hba.lines().filter(|line| line.ends_with(LET_IN_OVER_TCP)).count();
+        assert_eq!(logins, 2 + GroupRole::ALL.len() * 2 + 2 + 2);
     }
 
     #[test]

@@ -6,11 +6,14 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::failpoints::Failpoints;
@@ -31,6 +34,8 @@ pub struct Database {
     /// Whoever changes the document reads it, changes it and writes it: one at a time, the lock held while they wait.
     pub(crate) changing: Arc<Mutex<()>>,
     pub(crate) failpoints: Failpoints,
+    /// Whether the server has read its certificates since this process began.
+    has_reloaded: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -42,8 +47,8 @@ impl Database {
         random: Randomness,
     ) -> Self {
         let superuser = Superuser::new(server.clone(), secrets.clone(), observer);
-        let (changing, failpoints) = (Arc::default(), Failpoints::default());
-        Self { server, secrets, superuser, random, changing, failpoints }
+        let (changing, failpoints, has_reloaded) = (Arc::default(), Failpoints::default(), Arc::default());
+        Self { server, secrets, superuser, random, changing, failpoints, has_reloaded }
     }
 
     /// With a hook between the steps of a rotation, for tests.
@@ -146,6 +151,56 @@ impl Database {
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(result) => closed.map(|()| result),
         }
+    }
+}
+
+/// How long the server may take to show its new certificate. Where its files come by way of a cluster that takes longer,
+/// it is asked again with the next look.
+const SHOWN_DEADLINE: Duration = Duration::from_secs(5);
+const SHOWN_STEP: Duration = Duration::from_millis(50);
+
+impl Database {
+    /// Renews the certificates that are due and has the server read them, without a connection refused: what was shown
+    /// before counts on, on both sides. Says whether the server read any. Nothing happens where there is no TLS.
+    /// Idempotent; the first call of a process has them read in any case, since a former one may have died before that.
+    ///
+    /// Clients' certificates are not renewed here: each set of connection options has its own.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] when the server still shows its former certificate: to be called again. [`Error::NotRecorded`],
+    /// [`Error::SecretStore`], [`Error::Io`], [`Error::Sql`].
+    pub async fn renew_certificates(&self) -> Result<bool, Error> {
+        const WHAT: &str = "have the certificates read";
+        let _one_at_a_time = self.changing.lock().await;
+        let Some(endpoint) = self.server.endpoint() else { return Ok(false) };
+        let is_written = self.server.renew_certificates().await?;
+        if is_written {
+            self.has_reloaded.store(false, Ordering::SeqCst);
+        }
+        if self.has_reloaded.load(Ordering::SeqCst) && endpoint.shows_its_own().await? {
+            return Ok(false);
+        }
+        self.superuser
+            .act(Act::ReloadCertificates, "postgres", move |connection| {
+                async move {
+                    sqlx::query("SELECT pg_catalog.pg_reload_conf()")
+                        .execute(connection)
+                        .await
+                        .map(drop)
+                        .map_err(Error::sql(WHAT))
+                }
+                .boxed()
+            })
+            .await?;
+        let begun = Instant::now();
+        while !endpoint.shows_its_own().await? {
+            if begun.elapsed() >= SHOWN_DEADLINE {
+                return Err(Error::Deadline { what: "the server's new certificate", deadline: SHOWN_DEADLINE });
+            }
+            tokio::time::sleep(SHOWN_STEP).await;
+        }
+        self.has_reloaded.store(true, Ordering::SeqCst);
+        Ok(true)
     }
 }
 

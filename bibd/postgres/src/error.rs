@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secrets::SecretStoreError;
+use crate::tcp::TlsError;
 use crate::version::{NEWEST_MAJOR, OLDEST_MAJOR, Version};
 
 /// An error of this room. Holds no secret: statements, passwords and verifiers are never part of it.
@@ -301,6 +302,38 @@ pub enum Error {
         /// The role.
         group: &'static str,
     },
+    /// The sealed document of certificates is not readable.
+    #[error("the sealed certificates (`db-tls`) are damaged at line {line}, column {column}")]
+    CertificatesDamaged {
+        /// Line.
+        line: usize,
+        /// Column.
+        column: usize,
+    },
+    /// The sealed document of certificates is of another release.
+    #[error("the sealed certificates (`db-tls`) have a format that this release does not know")]
+    CertificatesUnknownFormat,
+    /// No certificates were made yet.
+    #[error("the database has no certificates yet")]
+    CertificatesMissing,
+    /// A certificate could not be made.
+    #[error("{what}")]
+    Certificate {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// There is no TLS with the server.
+    #[error("look at the server's certificate")]
+    Tls(#[source] Box<TlsError>),
+    /// The server cannot be called so.
+    #[error("`{name}` is neither a host name nor an address that a certificate can name")]
+    BadServerName {
+        /// The name.
+        name: String,
+    },
     /// The store of secrets failed.
     #[error("sealed passwords: {0}")]
     SecretStore(#[from] SecretStoreError),
@@ -481,7 +514,14 @@ impl Error {
             Self::SecretsMissing | Self::SecretsDamaged { .. } => {
                 "restore secrets/db.age from a backup; it is never made anew over an existing database".to_owned()
             }
-            Self::SecretsUnknownFormat => "start the release that wrote it".to_owned(),
+            Self::CertificatesDamaged { .. } => {
+                "restore secrets/db-tls.age from a backup, or remove it: the next start makes new certificates".to_owned()
+            }
+            Self::CertificatesMissing | Self::Tls(_) => {
+                "look at the server's log; certificates are made and renewed when the daemon starts".to_owned()
+            }
+            Self::BadServerName { .. } => "give the server a host name or an address".to_owned(),
+            Self::SecretsUnknownFormat | Self::CertificatesUnknownFormat => "start the release that wrote it".to_owned(),
             Self::ForeignServer { pid, .. } => format!("look at process {pid} and stop it if it is not needed"),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
                 "the file system is mounted read-only: look at the kernel's log for the cause (dmesg), then mount it to \

@@ -5,9 +5,11 @@
 //! outside, and never lets a password reach an argument list, an environment, a log or an error: what leaves this
 //! process is a SCRAM verifier. The daemon decides when things happen; this room decides how.
 //!
-//! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`]): the daemon seals, signs, stores.
+//! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`], [`receive`]): the daemon seals, signs, stores.
 //!
 //! Of break-glass it knows the role and the wire ([`glass`]): the daemon records, decides, and cuts.
+//!
+//! Where no socket reaches the server, [`tcp`] makes the certificates and connects with them.
 //!
 //! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner does), then [`process`] and
 //! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other),
@@ -39,6 +41,7 @@ mod probe;
 pub mod process;
 pub mod provisioner;
 pub mod random;
+pub mod receive;
 mod record;
 pub mod role;
 pub mod rotation;
@@ -47,6 +50,7 @@ mod scram;
 pub mod secrets;
 pub mod settings;
 pub mod superuser;
+pub mod tcp;
 mod tool;
 pub mod upgrading;
 pub mod version;

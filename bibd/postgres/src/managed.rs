@@ -25,12 +25,14 @@ use crate::network_fs::network_kind;
 use crate::probe::{self, Answer};
 use crate::provisioner::{Contained, Health, ManagedPostgres, Program, Provisioned, Started, State, Stop};
 use crate::random::Randomness;
+use crate::receive::Programs;
 use crate::record::{Choice, Decision, Record, Refusal, decide};
 use crate::role::Login;
 use crate::run::Server;
 use crate::scram;
 use crate::secrets::{DbSecrets, SecretStore};
 use crate::settings::{Layout, MAX_SOCKET_PATH_BYTES, PORT, Settings};
+use crate::tcp::{Authority, Endpoint};
 use crate::version::Version;
 
 /// How long [`ManagedPostgres::health`] waits for an answer.
@@ -42,6 +44,8 @@ pub struct Managed<H> {
     pub(crate) host: H,
     pub(crate) secrets: Arc<dyn SecretStore>,
     pub(crate) random: Randomness,
+    /// Where the server is reached over TCP.
+    pub(crate) endpoint: Option<Endpoint>,
     /// One start, stop or provisioning at a time: the lock is meant to be held while they wait.
     pub(crate) server: Mutex<Server>,
     pub(crate) state: watch::Sender<State>,
@@ -51,7 +55,12 @@ impl<H: Host> Managed<H> {
     /// A server under `settings`; touches nothing yet.
     pub fn new(settings: Settings, secrets: Arc<dyn SecretStore>, random: Randomness) -> Self {
         let place = Arc::new(Place::new(settings));
+        let endpoint = place.settings.tcp.as_ref().map(|tcp| {
+            let authority = Authority::new(secrets.clone(), random.clone(), tcp.clock.clone());
+            Endpoint::new(&tcp.host, tcp.listening.port, authority)
+        });
         Self {
+            endpoint,
             host: H::new(place.clone()),
             place,
             secrets,
@@ -66,12 +75,31 @@ impl<H: Host> Managed<H> {
     /// # Errors
     /// When no usable binaries are found: the files depend on the version.
     pub async fn config(&self) -> Result<Config, Error> {
-        Ok(Config::new(
-            self.host.tools().await?.version,
-            self.layout(),
-            &self.place.settings.limits,
-            &self.place.settings.wal,
-        ))
+        Ok(self.config_of(self.host.tools().await?.version))
+    }
+
+    /// The same for this version.
+    pub(crate) fn config_of(&self, version: Version) -> Config {
+        let settings = &self.place.settings;
+        match &settings.tcp {
+            None => Config::new(version, self.layout(), &settings.limits, &settings.wal),
+            Some(tcp) => Config::over_tcp(version, self.layout(), &settings.limits, &settings.wal, &tcp.listening),
+        }
+    }
+
+    /// Renews the certificates that are due and makes the server's files say what they should. Says whether any said
+    /// something else; nothing happens where there is no TLS.
+    pub(crate) fn write_certificates(&self, account: Account) -> Result<bool, Error> {
+        let (Some(tcp), Some(endpoint)) = (&self.place.settings.tcp, &self.endpoint) else { return Ok(false) };
+        endpoint.authority().ensure(&tcp.names)?.write(&tcp.listening.files, account)
+    }
+
+    /// Asks the server, which is the process `pid`, whether it takes connections.
+    pub(crate) async fn ask(&self, account: Account, pid: u32, deadline: Duration) -> Answer {
+        match &self.endpoint {
+            None => probe::ask(&self.layout().socket(), account.uid, pid, deadline).await,
+            Some(endpoint) => endpoint.ask(deadline).await,
+        }
     }
 
     /// Directories with their owners, the socket's length, and that the server's user can reach all of it. Before
@@ -151,7 +179,7 @@ impl<H: Host> Managed<H> {
         };
         let verifier = scram::verifier(secrets.admin(), &self.random);
         drop(secrets);
-        let config = Config::new(tools.version, layout, &self.place.settings.limits, &self.place.settings.wal);
+        let config = self.config_of(tools.version);
         let on_new_directory = &self.place.settings.on_new_directory;
         cluster::initialise(&self.host, tools, layout, &config, &verifier, on_new_directory).await?;
         std::fs::rename(&layout.data_new, &layout.data).map_err(Error::io("rename to", &layout.data))?;
@@ -199,7 +227,7 @@ impl<H: Host> ManagedPostgres for Managed<H> {
         // Without the lock: a start that takes its time must not make this wait.
         let Some(pid) = self.host.running().await else { return Health::Stopped };
         let Ok(tools) = self.host.tools().await else { return Health::Stopped };
-        match probe::ask(&self.layout().socket(), tools.account.uid, pid, HEALTH_DEADLINE).await {
+        match self.ask(tools.account, pid, HEALTH_DEADLINE).await {
             Answer::Accepting => Health::Ready,
             Answer::NotYet | Answer::Absent => Health::Starting,
             Answer::Refusing(reason) => Health::Degraded { reason },
@@ -212,6 +240,9 @@ impl<H: Host> ManagedPostgres for Managed<H> {
 
     fn connect_options(&self, login: &Login) -> PgConnectOptions {
         use secrecy::ExposeSecret as _;
+        if let Some(endpoint) = &self.endpoint {
+            return endpoint.options(login);
+        }
         // TLS does not exist on a Unix socket; what protects it is its directory (0700) and SCRAM.
         PgConnectOptions::new_without_pgpass()
             .socket(&self.layout().socket_dir)
@@ -221,6 +252,23 @@ impl<H: Host> ManagedPostgres for Managed<H> {
             .password(login.password.expose_secret())
             .database(&login.database)
             .application_name("bibd")
+    }
+
+    fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref()
+    }
+
+    async fn log_programs(&self) -> Result<Option<Programs>, Error> {
+        if self.endpoint.is_none() {
+            return Ok(None);
+        }
+        let tools = self.host.tools().await?;
+        Ok(Some(Programs { bin_dir: tools.bin_dir.clone(), account: tools.account }))
+    }
+
+    async fn renew_certificates(&self) -> Result<bool, Error> {
+        let _one_at_a_time = self.server.lock().await;
+        self.write_certificates(self.host.tools().await?.account)
     }
 
     async fn version(&self) -> Result<Version, Error> {

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use crate::role::{DATABASE, GroupRole, Letter};
@@ -48,6 +48,11 @@ async fn exchange(socket: &Path, uid: u32, pid: u32) -> Answer {
         Ok(_) => {}
         Err(_) => return Answer::Absent,
     }
+    ask_stream(&mut stream).await
+}
+
+/// Asks whoever is at the other end, which is known to be our server. Waits for ever.
+pub(crate) async fn ask_stream(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Answer {
     if stream.write_all(&startup_message()).await.is_err() {
         return Answer::Absent;
     }

@@ -15,9 +15,11 @@ use crate::account::Account;
 use crate::backup::{BaseBackup, Origin};
 use crate::checklist::Facts;
 use crate::error::Error;
+use crate::receive::Programs;
 use crate::record::Choice;
 use crate::role::Login;
 use crate::settings::Layout;
+use crate::tcp::Endpoint;
 use crate::version::Version;
 
 /// One run of one of PostgreSQL's programs beside a server.
@@ -65,6 +67,30 @@ pub trait ManagedPostgres: Send + Sync {
 
     /// How to connect as `login`. The options print their password under `Debug`: never print them.
     fn connect_options(&self, login: &Login) -> PgConnectOptions;
+
+    /// Where the server is reached over TCP; nothing where it is through a socket.
+    fn endpoint(&self) -> Option<&Endpoint> {
+        None
+    }
+
+    /// This machine's programs for receiving the log of a server that is reached over TCP; nothing where the server puts
+    /// it into the spool itself.
+    ///
+    /// # Errors
+    /// When none are found.
+    async fn log_programs(&self) -> Result<Option<Programs>, Error> {
+        Ok(None)
+    }
+
+    /// Renews the certificates that are due and gives the server its files. Says whether any is another than before:
+    /// then the server is to read them again. Nothing happens where there is no TLS. It is
+    /// [`Database::renew_certificates`](crate::Database::renew_certificates) that is to be called.
+    ///
+    /// # Errors
+    /// [`Error::SecretStore`], [`Error::Io`] and others of [`Authority::ensure`](crate::tcp::Authority::ensure).
+    async fn renew_certificates(&self) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// The version of the server's binaries.
     ///

@@ -11,13 +11,12 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::Instant;
 
 use crate::cluster::{Control, SHUT_DOWN};
-use crate::config::Config;
 use crate::database::login_of;
 use crate::error::Error;
 use crate::host::{Host, Running, Tools};
 use crate::managed::Managed;
 use crate::postmaster;
-use crate::probe::{self, Answer};
+use crate::probe::Answer;
 use crate::provisioner::{Health, ManagedPostgres as _, Started, State, Stop};
 use crate::record::{Record, RecordState};
 use crate::role::GroupRole;
@@ -75,12 +74,14 @@ impl<H: Host> Managed<H> {
         server.running = None;
         self.check_identity()?;
         self.prepare_places(tools).await?;
-        let config = Config::new(tools.version, self.layout(), &self.place.settings.limits, &self.place.settings.wal);
+        let config = self.config_of(tools.version);
+        let renewed = self.write_certificates(tools.account)?;
         if let Some(running) = self.host.adopt(tools, deadline).await? {
             let running = server.running.insert(running);
             let changed = config.write(&self.layout().data, tools.account)?;
-            if !changed.is_empty() {
-                tracing::info!(files = ?changed, "the adopted server's configuration differed and was written anew");
+            // Certificates also when a former daemon wrote them and died before the server read them.
+            if !changed.is_empty() || renewed || self.endpoint.is_some() {
+                tracing::info!(files = ?changed, certificates = renewed, "the adopted server's configuration differed and was written anew");
                 postmaster::signal(running.pid, Signal::HUP)?;
             }
             self.wait_ready(running, tools, deadline).await?;
@@ -125,13 +126,13 @@ impl<H: Host> Managed<H> {
 
     /// Waits until the server accepts connections or has ended.
     async fn wait_ready(&self, running: &mut Running, tools: &Tools, deadline: Instant) -> Result<(), Error> {
-        let (socket, begun) = (self.layout().socket(), Instant::now());
+        let begun = Instant::now();
         loop {
             if !running.is_alive() {
                 let why = self.host.ending().await.map_or_else(String::new, |why| format!(": {why}"));
                 return Err(self.start_failed(format!("the server ended{why}")));
             }
-            match probe::ask(&socket, tools.account.uid, running.pid, ASK_DEADLINE).await {
+            match self.ask(tools.account, running.pid, ASK_DEADLINE).await {
                 // Refusing: it is up, if busy; the pools will say what it says.
                 Answer::Accepting | Answer::Refusing(_) => return Ok(()),
                 // Until the socket is replaced, the former owner's may still be there.

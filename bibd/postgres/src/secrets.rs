@@ -69,14 +69,14 @@ pub(crate) struct RoleSecret {
 /// A string of the document, wiped when dropped.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct Wiped(String);
+pub(crate) struct Wiped(String);
 
 impl Wiped {
-    fn of(secret: &SecretString) -> Self {
+    pub(crate) fn of(secret: &SecretString) -> Self {
         Self(secret.expose_secret().to_owned())
     }
 
-    fn to_secret(&self) -> SecretString {
+    pub(crate) fn to_secret(&self) -> SecretString {
         SecretString::from(self.0.as_str())
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
+use crate::tcp::Tcp;
 
 /// Settings of a server, whatever runs it.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct Settings {
     pub stop_deadline: Duration,
     /// What is done to each directory that will hold data, while it is empty.
     pub on_new_directory: OnNewDirectory,
+    /// Set where the server is reached over TCP and not through its socket; nothing in a configuration sets it.
+    pub tcp: Option<Tcp>,
     /// What the container provisioner needs beyond that.
     pub container: ContainerSettings,
 }
@@ -81,6 +84,7 @@ impl Settings {
             start_deadline: Duration::from_secs(30),
             stop_deadline: Duration::from_secs(60),
             on_new_directory: OnNewDirectory::default(),
+            tcp: None,
             container: ContainerSettings::default(),
         }
     }
@@ -289,6 +293,11 @@ impl Layout {
             socket_dir: runtime_dir.join("pg"),
             home,
         }
+    }
+
+    /// The server's certificates where it is reached over TCP: beside the socket, which nobody else enters.
+    pub fn tls(&self) -> PathBuf {
+        self.socket_dir.join("tls")
     }
 
     /// The socket itself.

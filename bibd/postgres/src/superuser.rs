@@ -32,6 +32,8 @@ pub enum Act {
     OpenRotation,
     /// Closes the logins that a rotation left, and ends their sessions.
     CloseRotation,
+    /// Has the server read its renewed certificates.
+    ReloadCertificates,
     /// Makes the role of a break-glass grant.
     OpenGlass,
     /// Ends the sessions of that role and drops it.
@@ -49,6 +51,7 @@ impl Act {
             Self::CloseMigration => "database.migration.close",
             Self::OpenRotation => "database.rotation.open",
             Self::CloseRotation => "database.rotation.close",
+            Self::ReloadCertificates => "database.certificates.reload",
             Self::OpenGlass => "database.glass.open",
             Self::CloseGlass => "database.glass.close",
             Self::TryUpgrade => "database.upgrade.try",

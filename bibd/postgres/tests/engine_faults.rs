@@ -185,7 +185,7 @@ async fn a_data_directory_that_cannot_be_written_is_said_and_nothing_is_made(gro
     let server = TestServer::on(ground);
     let (disk, layout) = (Disk::at(server.settings.data_root.clone()), server.layout());
     let no_container = || {
-        if ground != Ground::Process {
+        if ground.is_container() {
             let left = ground.engine(&["ps", "--all", "--quiet", "--filter", &format!("name={}", server.container())]);
             assert_eq!(left, (true, String::new()));
         }

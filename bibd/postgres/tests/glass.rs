@@ -11,17 +11,29 @@ use bibd_postgres::{Act, GroupRole, checklist};
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use secrecy::ExposeSecret as _;
-use support::{TestServer, machine_has_postgres, run, text, wait_for};
+use support::{Ground, TestServer, machine_has_postgres, run, text, wait_for};
 use tokio::io::AsyncWriteExt as _;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-#[tokio::test]
-async fn a_role_is_made_entered_and_dropped_and_leaves_nothing() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let server = TestServer::started().await;
+mod process {
+    crate::tests_on!(
+        Process,
+        a_role_is_made_entered_and_dropped_and_leaves_nothing,
+        what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_is_ended
+    );
+}
+
+mod tcp {
+    crate::tests_on!(
+        Tcp,
+        a_role_is_made_entered_and_dropped_and_leaves_nothing,
+        what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_is_ended
+    );
+}
+
+async fn a_role_is_made_entered_and_dropped_and_leaves_nothing(ground: Ground) {
+    let server = TestServer::started_on(ground).await;
     let name = GlassName::new(7);
     let opened = server.database.open_glass(&name, Access::Read, HOUR).await.unwrap();
     assert!(!format!("{:?}", opened.door).contains(opened.door.verifier().expose_secret()));
@@ -67,12 +79,8 @@ async fn a_role_is_made_entered_and_dropped_and_leaves_nothing() {
     assert!(!server.log().contains(&verifier), "the server's log has the verifier");
 }
 
-#[tokio::test]
-async fn what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_is_ended() {
-    if !machine_has_postgres().await {
-        return;
-    }
-    let mut server = TestServer::started().await;
+async fn what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_is_ended(ground: Ground) {
+    let mut server = TestServer::started_on(ground).await;
     let name = GlassName::new(8);
     let door = server.database.open_glass(&name, Access::Write, HOUR).await.unwrap().door;
     let mut stubborn = door.enter(&[]).await.unwrap();
@@ -81,6 +89,7 @@ async fn what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_i
         "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
     frontend::query(loops, &mut message).unwrap();
     stubborn.stream.write_all(&message).await.unwrap();
+    stubborn.stream.flush().await.unwrap();
     let mut attacker = server.attacker().await;
     let states =
         "SELECT coalesce(string_agg(state, ' '), '') FROM pg_stat_activity WHERE usename = 'bibd_glass_00000008'";

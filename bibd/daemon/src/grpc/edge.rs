@@ -95,6 +95,10 @@ impl Edge {
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "log-shipping", move |stop| {
             shipping.clone().shipping(stop)
         });
+        let receiving = backups.clone();
+        foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "log-receiving", move |stop| {
+            receiving.clone().receiving(stop)
+        });
         let keeping = backups.clone();
         foundation.supervisor.spawn(TaskKind::Background, Policy::RestartWithBackoff, "backups", move |stop| {
             keeping.clone().keeping(stop)

@@ -125,7 +125,8 @@ impl Shipper {
         let mut batch_bytes = usize::try_from(self.settings.batch_bytes.0).unwrap_or(usize::MAX);
         let mut pause = FIRST_PAUSE;
         loop {
-            let shipped = stop.run_until_cancelled(self.ship(sink.as_mut(), &mut progress, batch_bytes)).await;
+            let shipped =
+                stop.run_until_cancelled(Box::pin(self.ship(sink.as_mut(), &mut progress, batch_bytes))).await;
             let Some(paused) = shipped else { break };
             if std::mem::take(&mut progress.moved) {
                 pause = FIRST_PAUSE;

@@ -29,6 +29,8 @@ pub const SUPERUSER: &str = "superuser";
 
 /// How often it is looked whether a password has come of age.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the certificates of a database that is reached over TCP are looked at: they count for months.
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(3600);
 /// How soon a rotation that failed is taken up again; doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -125,10 +127,10 @@ impl Rotation {
     /// When the passwords' ages cannot be read; the supervisor makes another.
     pub async fn run(self, stop: CancellationToken) -> TaskResult {
         self.learn()?;
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut certificates) = (FIRST_PAUSE, None);
         while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
             // Cancelled anywhere it is finished by the next start.
-            let Some(outcome) = stop.run_until_cancelled(self.look()).await else { break };
+            let Some(outcome) = stop.run_until_cancelled(self.look_at_all(&mut certificates)).await else { break };
             match outcome {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(error) => {
@@ -203,6 +205,19 @@ impl Rotation {
                 None
             }
         }
+    }
+
+    /// Rotates what is due, and has the certificates renewed that are; `looked` is when those were looked at last.
+    async fn look_at_all(&self, looked: &mut Option<Instant>) -> Result<(), ServiceError> {
+        self.look().await?;
+        let now = self.foundation.clock.monotonic();
+        if looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_AT_CERTIFICATES) {
+            if self.database().renew_certificates().await.map_err(failed)? {
+                tracing::info!("the database has read its certificates anew");
+            }
+            *looked = Some(now);
+        }
+        Ok(())
     }
 
     /// Rotates what is due, if anything is.
@@ -355,7 +370,7 @@ fn logins(group: Option<GroupRole>) -> Vec<String> {
 
 fn failed(error: Error) -> ServiceError {
     match error {
-        Error::Sql { .. } | Error::Deadline { .. } => {
+        Error::Sql { .. } | Error::Deadline { .. } | Error::Tls(_) => {
             tracing::warn!(error.cause = %chain(&error), "the database's credentials could not be handled");
             ServiceError::unavailable(ErrorCode::DATABASE_UNAVAILABLE, "the database does not answer at the moment")
         }

@@ -209,8 +209,17 @@ async fn daemon(dir: &Path, clock: &ManualClock, admin_key: Option<String>) -> D
     };
     let logs = bibd::logging::init(&loaded.config.log, Arc::clone(&clock)).unwrap();
     let entropy = Entropy::from_system();
-    let options =
-        Options { loaded, home, ready_file: None, admin_key, clock, entropy, logs, failpoints: Default::default() };
+    let options = Options {
+        loaded,
+        home,
+        ready_file: None,
+        admin_key,
+        clock,
+        entropy,
+        logs,
+        failpoints: Default::default(),
+        database_tcp: None,
+    };
     Box::pin(Daemon::start(options)).await.unwrap()
 }
 

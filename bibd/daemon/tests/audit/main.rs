@@ -41,12 +41,13 @@ async fn is_ok(node: &Node, entries: u64) {
 /// Runs `work` beside the sequencer, then stops that as the daemon does.
 async fn beside_the_sequencer<T>(node: &Node, work: impl Future<Output = T>) -> T {
     let stop = CancellationToken::new();
-    let work = async {
+    // A test's work holds connections, and those are large.
+    let work = Box::pin(async {
         let done = work.await;
         all_sealed(node).await;
         stop.cancel();
         done
-    };
+    });
     futures::join!(node.sequence(stop.clone()), work).1
 }
 

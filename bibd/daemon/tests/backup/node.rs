@@ -18,6 +18,7 @@ use bibd::config::{self, Sources};
 use bibd_catalog::{audit, topics};
 use bibd_postgres::account::Account;
 use bibd_postgres::binaries;
+use bibd_postgres::tcp::{Listening, Tcp};
 use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -37,6 +38,8 @@ pub struct Place {
     settings: Vec<(&'static str, String)>,
     /// `database.upgrade_bin_dir`.
     newer: Option<PathBuf>,
+    /// Where the database is reached over TCP.
+    port: Option<u16>,
 }
 
 /// The programs of a newer major version than those that are found by themselves: `BIB_TEST_NEWER_POSTGRES` names their
@@ -69,7 +72,32 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new(), newer: None })
+        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new(), newer: None, port: None })
+    }
+
+    /// The same, where the database is reached over TCP as in a pod: on a port that is free, below those that the system
+    /// gives out.
+    pub async fn over_tcp() -> Option<Self> {
+        let mut place = Self::new().await?;
+        let begin = std::process::id() % 12_000;
+        let mut ports = (0..12_000).map(|step| u16::try_from(20_000 + (begin + step * 7) % 12_000).unwrap());
+        place.port = ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        Some(place)
+    }
+
+    pub fn is_over_tcp(&self) -> bool {
+        self.port.is_some()
+    }
+
+    /// What a pod's server is told; nothing where there is a socket.
+    fn database_tcp(&self, clock: &Arc<dyn Clock>) -> Option<Tcp> {
+        let clock = clock.clone();
+        self.port.map(|port| Tcp {
+            host: "127.0.0.1".to_owned(),
+            names: vec!["127.0.0.1".to_owned()],
+            listening: Listening::on_loopback(port, &self.path("tls")),
+            clock: bibd_postgres::tcp::Clock::new(move || clock.now().as_seconds()),
+        })
     }
 
     /// The same, with PostgreSQL in a container of the engine behind `socket`.
@@ -305,6 +333,7 @@ impl Node {
         };
         let logs = bibd::logging::init(&loaded.config.log, Arc::clone(&clock)).unwrap();
         let entropy = Entropy::from_system();
+        let database_tcp = place.database_tcp(&clock);
         let options = Options {
             loaded,
             home,
@@ -314,6 +343,7 @@ impl Node {
             entropy,
             logs,
             failpoints: Default::default(),
+            database_tcp,
         };
         Self { daemon: Box::pin(Daemon::start(options)).await.unwrap() }
     }

@@ -22,6 +22,7 @@ use bibd::config::{self, Sources};
 use bibd::secrets::Secrets;
 use bibd_catalog::audit;
 use bibd_postgres::account::Account;
+use bibd_postgres::tcp::{Listening, Tcp};
 use bibd_postgres::{SecretStore as _, binaries};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -43,7 +44,7 @@ use tonic_types::StatusExt as _;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where everything of one test lies. Dropped, it ends the server that a failed test left in it.
-pub struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir, Option<u16>);
 
 impl Place {
     /// `None` when there is no PostgreSQL: said loudly, and a failure with CI=true.
@@ -60,7 +61,29 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self(dir))
+        Some(Self(dir, None))
+    }
+
+    /// The same, where the database is reached over TCP as in a pod: on a port that is free, below those that the system
+    /// gives out.
+    pub async fn over_tcp() -> Option<Self> {
+        let begin = std::process::id() % 12_000;
+        let mut ports = (0..12_000).map(|step| u16::try_from(20_000 + (begin + step * 7) % 12_000).unwrap());
+        let free = ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let mut place = Self::new().await?;
+        place.1 = free;
+        Some(place)
+    }
+
+    /// What a pod's server is told; nothing where there is a socket.
+    fn database_tcp(&self, clock: &ManualClock) -> Option<Tcp> {
+        let clock = clock.clone();
+        self.1.map(|port| Tcp {
+            host: "127.0.0.1".to_owned(),
+            names: vec!["127.0.0.1".to_owned()],
+            listening: Listening::on_loopback(port, &self.path("tls")),
+            clock: bibd_postgres::tcp::Clock::new(move || clock.now().as_seconds()),
+        })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -138,6 +161,7 @@ impl Node {
             entropy: Entropy::from_system(),
             logs,
             failpoints: Default::default(),
+            database_tcp: place.database_tcp(clock),
         };
         let daemon = Box::pin(Daemon::start(options)).await.unwrap();
         Self { daemon, clock: clock.clone(), home: place.path("client") }
@@ -232,7 +256,18 @@ impl Node {
 
     /// What an attacker with the node's key could ask.
     pub async fn superuser(&self) -> PgConnection {
-        superuser(&self.daemon.foundation().places.data).await
+        let foundation = self.daemon.foundation();
+        if foundation.postgres.endpoint().is_none() {
+            return superuser(&foundation.places.data).await;
+        }
+        let text = foundation.secrets.read("db").unwrap().unwrap();
+        let value: Value = serde_json::from_str(text.expose_secret()).unwrap();
+        let login = bibd_postgres::Login {
+            user: "bibd_admin".to_owned(),
+            database: "bib".to_owned(),
+            password: value["admin"].as_str().unwrap().into(),
+        };
+        PgConnection::connect_with(&foundation.postgres.connect_options(&login)).await.unwrap()
     }
 }
 

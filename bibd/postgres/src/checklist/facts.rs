@@ -10,7 +10,7 @@ use crate::config::{AUTO_CONF, CONF, Config, HBA, IDENT};
 use crate::error::Error;
 use crate::settings::Layout;
 
-use super::{ContainerItem, Finding, Findings, Status};
+use super::{ContainerItem, Finding, Findings, Status, tls};
 
 /// What was found outside the server. Lists name at most [`SHOWN`] files each.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Facts {
     verifier_left: bool,
     /// `Umask` of the server's process; `None` where the system does not tell.
     umask: Option<String>,
+    /// What of the server's certificates others could open; nothing where there is no TLS.
+    pub(crate) open_certificates: Vec<String>,
     /// TCP ports that the server's process listens on.
     tcp_ports: Vec<String>,
     /// Log files with a password in them.
@@ -113,9 +115,12 @@ impl Facts {
         let mut walk = Walk { uid, loose: Vec::new(), extra: Vec::new(), seen: 0 };
         walk.top(&layout.data)?;
         walk.directory(&layout.log, false)?;
+        let open_certificates =
+            config.listening.as_ref().map(|listening| tls::open_files(listening, uid)).unwrap_or_default();
         Ok(Self {
             config,
             uid,
+            open_certificates,
             data: mode_of(&layout.data)?,
             socket_dir: mode_of(&layout.socket_dir)?,
             config_modes,
@@ -149,7 +154,21 @@ impl Facts {
         findings.none("C.1-8", "nothing strange in PGDATA", shown(&self.extra), "no extra files, no links");
         let left = if self.verifier_left { vec![format!("{VERIFIER_FILE} is still there")] } else { Vec::new() };
         findings.none("C.1-9", "password file gone", left, "held a verifier only, and is removed");
-        findings.none("C.2-11", "no TCP", self.tcp_ports.clone(), "the server's process listens on no TCP port");
+        match &self.config.listening {
+            None => {
+                findings.none(
+                    "C.2-11",
+                    "no TCP",
+                    self.tcp_ports.clone(),
+                    "the server's process listens on no TCP port",
+                );
+            }
+            Some(listening) => {
+                let wanted = format!("tcp port {}", listening.port);
+                let others = self.tcp_ports.iter().filter(|port| **port != wanted).cloned().collect();
+                findings.none("C.2-11", "no other TCP", others, "the server's process listens on its TCP port alone");
+            }
+        }
         findings.none(
             "C.4-35",
             "no password in the log",

@@ -7,14 +7,15 @@ use sqlx::postgres::PgConnection;
 
 use crate::config::{CONF, SET_PER_ROLE};
 use crate::error::Error;
+use crate::receive;
 use crate::settings::{MAX_CONNECTIONS, RESERVED_CONNECTIONS};
 use crate::version::Version;
 use crate::wal::KEEP_NOTHING;
 
-use super::{Facts, Finding, Findings, Status};
+use super::{Facts, Finding, Findings, Status, tls};
 
 /// The effective settings, as `SHOW` prints them and in their base unit.
-struct Effective(BTreeMap<String, One>);
+pub(super) struct Effective(BTreeMap<String, One>);
 
 struct One {
     shown: String,
@@ -41,7 +42,7 @@ impl Effective {
         ))
     }
 
-    fn shown(&self, name: &str) -> &str {
+    pub(super) fn shown(&self, name: &str) -> &str {
         self.0.get(name).map_or("(absent)", |one| one.shown.as_str())
     }
 
@@ -51,7 +52,7 @@ impl Effective {
     }
 
     /// What of `wanted` is different: `name = value`.
-    fn others(&self, wanted: &[(&str, &str)]) -> Vec<String> {
+    pub(super) fn others(&self, wanted: &[(&str, &str)]) -> Vec<String> {
         wanted
             .iter()
             .filter(|(name, value)| self.shown(name) != *value)
@@ -69,10 +70,19 @@ pub(super) async fn check(
 ) -> Result<(), Error> {
     let effective = Effective::read(connection).await?;
     findings.add(version_finding(version));
-    instance(&effective, version, findings);
+    instance(&effective, version, facts, findings);
     logging(&effective, version, findings);
     durability(&effective, version, findings);
-    rules(connection, findings).await?;
+    if facts.config.listening.is_some() {
+        reception(connection, &effective, findings).await?;
+    } else {
+        archive(&effective, findings);
+    }
+    let kind = if facts.config.listening.is_some() { "hostssl" } else { "local" };
+    rules(connection, kind, findings).await?;
+    if facts.config.listening.is_some() {
+        tls::check(connection, &effective, &facts.open_certificates, findings).await?;
+    }
     passwords(connection, findings).await?;
     drift(connection, &effective, facts, findings).await
 }
@@ -84,7 +94,7 @@ fn version_finding(version: Version) -> Finding {
     Finding { item: "C.1-1", title: "newest minor release", status, observed: version.to_string(), expected }
 }
 
-fn instance(effective: &Effective, version: Version, findings: &mut Findings) {
+fn instance(effective: &Effective, version: Version, facts: &Facts, findings: &mut Findings) {
     let mut all = |item, title, wanted: &[(&str, &str)]| {
         let expected: Vec<String> = wanted.iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
         findings.none(item, title, effective.others(wanted), &expected.join(", "));
@@ -92,7 +102,14 @@ fn instance(effective: &Effective, version: Version, findings: &mut Findings) {
     all("C.1-2", "page checksums", &[("data_checksums", "on")]);
     all("C.1-3", "data directory private", &[("data_directory_mode", "0700")]);
     all("C.1-4", "socket private", &[("unix_socket_permissions", "0700"), ("unix_socket_group", "")]);
-    all("C.2-10", "no network address", &[("listen_addresses", "")]);
+    match &facts.config.listening {
+        None => all("C.2-10", "no network address", &[("listen_addresses", "")]),
+        Some(listening) => all(
+            "C.2-10",
+            "no other network address",
+            &[("listen_addresses", &listening.addresses), ("unix_socket_directories", "")],
+        ),
+    }
     all("C.2-13", "SCRAM only", &[("password_encryption", "scram-sha-256")]);
     let mut sized = vec![("krb_server_keyfile", String::new())];
     sized.push(("max_connections", MAX_CONNECTIONS.to_string()));
@@ -216,7 +233,6 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
         wanted.push(("allow_alter_system", "off"));
     }
     findings.none("C.4-41", "no dangerous switches", effective.others(&wanted), "all off, libraries from $libdir only");
-    archive(effective, findings);
     let mut problems = effective.others(&[("client_connection_check_interval", "10s")]);
     if effective.number("idle_session_timeout") < 1 {
         problems.push("idle_session_timeout is off".to_owned());
@@ -230,24 +246,54 @@ fn durability(effective: &Effective, version: Version, findings: &mut Findings) 
     findings.none("C.4-44", "no JIT", effective.others(&[("jit", "off")]), "jit off");
 }
 
-/// The write-ahead log is archived, where somebody said to where.
-fn archive(effective: &Effective, findings: &mut Findings) {
-    let (item, title) = ("C.4-38", "WAL archiving");
-    if effective.shown("archive_command") == KEEP_NOTHING {
-        let reason = "there is no `backup.store` in the configuration";
-        let status = Status::NotApplicable { reason };
-        findings.0.push(Finding { item, title, status, observed: String::new(), expected: String::new() });
-        return;
-    }
-    let mut problems = effective.others(&[("archive_mode", "on")]);
-    if !(1..=60).contains(&effective.number("archive_timeout")) {
-        problems.push(format!("archive_timeout = '{}'", effective.shown("archive_timeout")));
-    }
-    findings.none(item, title, problems, "archive_mode on, archive_timeout at most 60 s");
+/// Nobody said to where the log should go.
+fn without_archive(findings: &mut Findings) {
+    let reason = "there is no `backup.store` in the configuration";
+    let (item, title, status) = ("C.4-38", ARCHIVING, Status::NotApplicable { reason });
+    findings.0.push(Finding { item, title, status, observed: String::new(), expected: String::new() });
 }
 
-/// `pg_hba.conf` as it is in the file now.
-async fn rules(connection: &mut PgConnection, findings: &mut Findings) -> Result<(), Error> {
+const ARCHIVING: &str = "WAL archiving";
+
+/// The write-ahead log is received by streaming replication, where somebody said to where it goes.
+async fn reception(connection: &mut PgConnection, effective: &Effective, findings: &mut Findings) -> Result<(), Error> {
+    if effective.number("archive_timeout") == 0 {
+        without_archive(findings);
+        return Ok(());
+    }
+    let mut problems = too_rarely(effective);
+    match receive::retained(connection).await? {
+        None => problems.push(format!("there is no slot {}", receive::SLOT)),
+        Some(kept) => {
+            if !kept.is_active {
+                problems.push(format!("nobody receives it ({} MiB wait)", kept.bytes >> 20));
+            }
+            if !["reserved", "extended"].contains(&kept.status.as_str()) {
+                problems.push(format!("the slot is {}", kept.status));
+            }
+        }
+    }
+    findings.none("C.4-38", ARCHIVING, problems, "received over its slot, archive_timeout at most 60 s");
+    Ok(())
+}
+
+fn too_rarely(effective: &Effective) -> Vec<String> {
+    let good = (1..=60).contains(&effective.number("archive_timeout"));
+    if good { Vec::new() } else { vec![format!("archive_timeout = '{}'", effective.shown("archive_timeout"))] }
+}
+
+/// The write-ahead log is archived, where somebody said to where.
+fn archive(effective: &Effective, findings: &mut Findings) {
+    if effective.shown("archive_command") == KEEP_NOTHING {
+        return without_archive(findings);
+    }
+    let mut problems = effective.others(&[("archive_mode", "on")]);
+    problems.extend(too_rarely(effective));
+    findings.none("C.4-38", ARCHIVING, problems, "archive_mode on, archive_timeout at most 60 s");
+}
+
+/// `pg_hba.conf` as it is in the file now; only connections of this `kind` are let in.
+async fn rules(connection: &mut PgConnection, kind: &str, findings: &mut Findings) -> Result<(), Error> {
     let rows = sqlx::query(
         "SELECT line_number, coalesce(type, ''), coalesce(array_to_string(database, ','), ''),
                 coalesce(array_to_string(user_name, ','), ''), coalesce(auth_method, ''), error
@@ -258,20 +304,20 @@ async fn rules(connection: &mut PgConnection, findings: &mut Findings) -> Result
     .map_err(Error::sql("read the rules of pg_hba.conf"))?;
     let mut problems = Vec::new();
     for row in &rows {
-        let (line, kind, method): (i32, String, String) = (row.get(0), row.get(1), row.get(4));
+        let (line, of, method): (i32, String, String) = (row.get(0), row.get(1), row.get(4));
         if let Some(error) = row.get::<Option<String>, _>(5) {
             problems.push(format!("line {line}: {error}"));
         } else if !["scram-sha-256", "reject"].contains(&method.as_str()) {
             problems.push(format!("line {line}: {method}"));
-        } else if kind != "local" && method != "reject" {
-            problems.push(format!("line {line}: {kind} is let in"));
+        } else if of != kind && method != "reject" {
+            problems.push(format!("line {line}: {of} is let in"));
         }
     }
     let last = rows.last().map(|row| [1, 2, 3, 4].map(|index| row.get::<String, _>(index)).join(" "));
     if last.as_deref() != Some("local all all reject") {
         problems.push(format!("the last line is `{}`", last.unwrap_or_default()));
     }
-    findings.none("C.2-12", "who is let in", problems, "SCRAM by name on the socket; reject all last");
+    findings.none("C.2-12", "who is let in", problems, &format!("SCRAM by name, {kind} only; reject all last"));
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The way in to a role of break-glass: SCRAM over the server's socket, with a password that only this knows.
+//! The way in to a role of break-glass: SCRAM with a password that only this knows, over the server's socket, or over TLS
+//! with a certificate of that role.
 
 use std::fmt;
 use std::io;
@@ -7,15 +8,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator as _;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::backend::{ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::postgres::PgConnectOptions;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
+use crate::provisioner::ManagedPostgres;
 use crate::role::Login;
+use crate::tcp::{Endpoint, TlsError};
 
 /// How long the server may take to let somebody in, or to hear that something is to end.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -34,12 +39,12 @@ pub struct BackendKey {
 /// Why the way in is closed.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    /// There is no socket to go through.
-    #[error("the database of this node is not reached through a Unix socket")]
-    NoSocket,
-    /// The socket.
+    /// The socket, or the connection.
     #[error("connect to PostgreSQL")]
     Io(#[from] io::Error),
+    /// There is no TLS with the server, or it is not ours.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server says no.
     #[error("PostgreSQL refuses ({code}): {message}")]
     Refused {
@@ -59,10 +64,21 @@ pub enum DoorError {
 /// The way in. Cheap enough to clone; printing it shows no password.
 #[derive(Clone)]
 pub struct Door {
-    socket: Option<PathBuf>,
+    way: Way,
     login: Login,
     verifier: SecretString,
 }
+
+#[derive(Clone)]
+enum Way {
+    /// The socket itself.
+    Socket(PathBuf),
+    /// TLS, with a certificate made for each connection.
+    Tls(Endpoint),
+}
+
+/// A connection with the server, which is known to be ours.
+pub type Stream = Either<UnixStream, Box<TlsStream<TcpStream>>>;
 
 impl fmt::Debug for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,7 +89,7 @@ impl fmt::Debug for Door {
 /// A session that the server let in.
 pub struct Entered {
     /// The connection; what comes next on it is the answer to the first statement.
-    pub stream: UnixStream,
+    pub stream: Stream,
     /// What was read past the greeting.
     pub rest: BytesMut,
     /// The server's settings that a client is told, in order.
@@ -83,9 +99,12 @@ pub struct Entered {
 }
 
 impl Door {
-    pub(super) fn new(options: &PgConnectOptions, login: Login, verifier: SecretString) -> Self {
-        let socket = options.get_socket().map(|directory| directory.join(format!(".s.PGSQL.{}", options.get_port())));
-        Self { socket, login, verifier }
+    pub(super) fn new(server: &dyn ManagedPostgres, login: Login, verifier: SecretString) -> Self {
+        let way = match server.endpoint() {
+            Some(endpoint) => Way::Tls(endpoint.clone()),
+            None => Way::Socket(server.layout().socket()),
+        };
+        Self { way, login, verifier }
     }
 
     /// The role.
@@ -116,9 +135,13 @@ impl Door {
             let mut stream = self.stream().await?;
             let mut message = BytesMut::new();
             frontend::cancel_request(key.pid, key.secret, &mut message);
-            stream.write_all(&message).await?;
+            send(&mut stream, &message).await?;
             // The server closes when it has told the session.
-            stream.read_to_end(&mut Vec::new()).await?;
+            match stream.read_to_end(&mut Vec::new()).await {
+                // It hangs up without saying goodbye, which TLS takes for a broken connection.
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error.into()),
+                _ => {}
+            }
             Ok(())
         };
         tokio::time::timeout(DEADLINE, ask).await.map_err(|_| DoorError::Deadline)?
@@ -135,7 +158,7 @@ impl Door {
             let mut message = BytesMut::new();
             let sql = format!("SELECT pg_catalog.pg_terminate_backend({pid})");
             frontend::query(&sql, &mut message)?;
-            entered.stream.write_all(&message).await?;
+            send(&mut entered.stream, &message).await?;
             loop {
                 match next(&mut entered.stream, &mut entered.rest).await? {
                     Message::ReadyForQuery(_) => return Ok(()),
@@ -147,8 +170,11 @@ impl Door {
         tokio::time::timeout(DEADLINE, ask).await.map_err(|_| DoorError::Deadline)?
     }
 
-    async fn stream(&self) -> Result<UnixStream, DoorError> {
-        Ok(UnixStream::connect(self.socket.as_ref().ok_or(DoorError::NoSocket)?).await?)
+    async fn stream(&self) -> Result<Stream, DoorError> {
+        Ok(match &self.way {
+            Way::Socket(path) => Either::Left(UnixStream::connect(path).await?),
+            Way::Tls(endpoint) => Either::Right(Box::new(endpoint.stream(&self.login.user).await?)),
+        })
     }
 
     async fn enter_at_last(&self, parameters: &[(String, String)]) -> Result<Entered, DoorError> {
@@ -157,7 +183,7 @@ impl Door {
         let own = [("user", self.login.user.as_str()), ("database", self.login.database.as_str())];
         let all = own.into_iter().chain(parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         frontend::startup_message(all, &mut message)?;
-        stream.write_all(&message).await?;
+        send(&mut stream, &message).await?;
         self.authenticate(&mut stream, &mut buffer).await?;
 
         let (mut told, mut key) = (Vec::new(), None);
@@ -177,7 +203,7 @@ impl Door {
         Ok(Entered { stream, rest: buffer, parameters: told, key })
     }
 
-    async fn authenticate(&self, stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<(), DoorError> {
+    async fn authenticate(&self, stream: &mut Stream, buffer: &mut BytesMut) -> Result<(), DoorError> {
         const NO_SCRAM: DoorError = DoorError::Protocol("something else than SCRAM-SHA-256");
         let mechanisms = match next(stream, buffer).await? {
             Message::AuthenticationSasl(body) => body.mechanisms().collect::<Vec<_>>()?.join(" "),
@@ -185,13 +211,18 @@ impl Door {
             // Also when it asks for nothing: then it is not the server that we configured.
             _ => return Err(NO_SCRAM),
         };
-        if !mechanisms.split(' ').any(|mechanism| mechanism == SCRAM_SHA_256) {
+        let (mechanism, binding) = match server_end_point(stream) {
+            None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+            // Bound to this very connection: whoever stood in between could pass nothing on.
+            Some(hash) => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
+        };
+        if !mechanisms.split(' ').any(|offered| offered == mechanism) {
             return Err(NO_SCRAM);
         }
-        let mut scram = ScramSha256::new(self.login.password.expose_secret().as_bytes(), ChannelBinding::unsupported());
+        let mut scram = ScramSha256::new(self.login.password.expose_secret().as_bytes(), binding);
         let mut message = BytesMut::new();
-        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut message)?;
-        stream.write_all(&message).await?;
+        frontend::sasl_initial_response(mechanism, scram.message(), &mut message)?;
+        send(stream, &message).await?;
         match next(stream, buffer).await? {
             Message::AuthenticationSaslContinue(body) => scram.update(body.data())?,
             Message::ErrorResponse(error) => return Err(refused(&error)),
@@ -199,7 +230,7 @@ impl Door {
         }
         message.clear();
         frontend::sasl_response(scram.message(), &mut message)?;
-        stream.write_all(&message).await?;
+        send(stream, &message).await?;
         match next(stream, buffer).await? {
             Message::AuthenticationSaslFinal(body) => scram.finish(body.data())?,
             Message::ErrorResponse(error) => return Err(refused(&error)),
@@ -213,7 +244,20 @@ impl Door {
     }
 }
 
-async fn next(stream: &mut UnixStream, buffer: &mut BytesMut) -> Result<Message, DoorError> {
+/// What SCRAM calls `tls-server-end-point`: the hash of the server's certificate, which is signed with SHA-256.
+fn server_end_point(stream: &Stream) -> Option<Vec<u8>> {
+    let Either::Right(stream) = stream else { return None };
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    Some(Sha256::digest(certificate).to_vec())
+}
+
+/// TLS may keep what it was given until it is told.
+async fn send(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
+    stream.write_all(message).await?;
+    stream.flush().await
+}
+
+async fn next(stream: &mut Stream, buffer: &mut BytesMut) -> Result<Message, DoorError> {
     loop {
         if let Some(message) = Message::parse(buffer)? {
             return Ok(message);

@@ -20,7 +20,7 @@ pub mod frontend;
 mod role;
 pub mod snapshot;
 
-pub use door::{BackendKey, Door, DoorError, Entered};
+pub use door::{BackendKey, Door, DoorError, Entered, Stream};
 pub use role::{Closed, Opened, leftover, sessions_of};
 pub(crate) use role::{create_groups, role_settings, shut_all};
 

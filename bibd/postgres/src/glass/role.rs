@@ -62,7 +62,7 @@ impl Database {
             })
             .await?;
         let login = Login { user: name.to_string(), database: DATABASE.to_owned(), password };
-        let door = Door::new(&self.server.connect_options(&login), login, kept);
+        let door = Door::new(self.server.as_ref(), login, kept);
         Ok(Opened { door, before, tells_nested })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bibd_postgres::account::Account;
+use bibd_postgres::tcp::{Clock, Listening, Tcp};
 use bibd_postgres::{
     Act, Choice, ContainerPostgres, Database, GroupRole, Layout, ManagedPostgres, PrivilegedObserver, ProcessPostgres,
     Randomness, SecretStore, SecretStoreError, Settings, binaries,
@@ -87,19 +88,25 @@ pub fn test_image() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
     Process,
+    /// A process with a pod's configuration, which clients reach over TCP with TLS and nothing else.
+    Tcp,
     Docker,
     Podman,
 }
 
 impl Ground {
     pub fn choice(self) -> Choice {
-        if self == Self::Process { Choice::Process } else { Choice::Container }
+        if self.is_container() { Choice::Container } else { Choice::Process }
+    }
+
+    pub fn is_container(self) -> bool {
+        matches!(self, Self::Docker | Self::Podman)
     }
 
     /// The engine's socket; `cargo xtask ci` starts an engine behind each.
     pub fn socket(self) -> PathBuf {
         let (variable, usual) = match self {
-            Self::Process => panic!("a process has no engine"),
+            Self::Process | Self::Tcp => panic!("a process has no engine"),
             Self::Docker => ("BIB_TEST_DOCKER", "/run/docker.sock"),
             Self::Podman => ("BIB_TEST_PODMAN", "/run/podman/podman.sock"),
         };
@@ -159,7 +166,7 @@ pub async fn newer_programs() -> Option<PathBuf> {
 
 /// Whether this machine can run a server there; says so loudly where it cannot, and fails where CI=true.
 pub async fn machine_has(ground: Ground) -> bool {
-    if ground == Ground::Process {
+    if !ground.is_container() {
         return machine_has_postgres().await;
     }
     let mut settings = Settings::new("/nonexistent", "/nonexistent");
@@ -181,6 +188,9 @@ macro_rules! on_every_provisioner {
     ($($name:ident),* $(,)?) => {
         mod process {
             $crate::tests_on!(Process, $($name),*);
+        }
+        mod tcp {
+            $crate::tests_on!(Tcp, $($name),*);
         }
         $crate::on_every_engine!($($name),*);
     };
@@ -232,7 +242,8 @@ impl TestServer {
         settings.container.image = test_image();
         // Where every test is run at once, an engine that is there may need its time to say so.
         settings.container.passing_deadline = Duration::from_secs(60);
-        settings.container.socket = (ground != Ground::Process).then(|| ground.socket());
+        settings.container.socket = ground.is_container().then(|| ground.socket());
+        settings.tcp = (ground == Ground::Tcp).then(|| on_loopback(&settings));
         // Containers have names on the whole machine: the directory's own makes them one test's.
         let name = here.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.');
         settings.container.node = format!("test-{name}");
@@ -303,6 +314,11 @@ impl TestServer {
 
     /// The process that listens on the socket, as this machine counts.
     pub fn pid(&self) -> u32 {
+        if self.ground == Ground::Tcp {
+            // There is no socket whose peer the system could name: the one whose working directory this is.
+            let text = std::fs::read_to_string(self.layout().data.join("postmaster.pid")).unwrap();
+            return text.lines().next().unwrap().parse().unwrap();
+        }
         let stream = std::os::unix::net::UnixStream::connect(self.layout().socket()).unwrap();
         let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
         u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap()
@@ -331,6 +347,27 @@ impl TestServer {
     }
 }
 
+/// Seconds since 1970, as the machine counts them.
+#[allow(clippy::disallowed_methods, reason = "a test has no clock of its own")]
+pub fn now_s() -> i64 {
+    i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap()
+}
+
+/// What a pod's server is told, on a port of this machine that is free: below those that the system gives out.
+pub fn on_loopback(settings: &Settings) -> Tcp {
+    let begin = std::process::id() % 12_000;
+    let ports = (0..12_000).map(|step| u16::try_from(20_000 + (begin + step * 7) % 12_000).unwrap());
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = ports.into_iter().find(free).unwrap();
+    let layout = Layout::new(&settings.data_root, &settings.runtime_dir);
+    Tcp {
+        host: "127.0.0.1".to_owned(),
+        names: vec!["127.0.0.1".to_owned(), "bibd-postgres.test.svc".to_owned()],
+        listening: Listening::on_loopback(port, &layout.tls()),
+        clock: Clock::new(now_s),
+    }
+}
+
 fn daemon(
     choice: Choice,
     settings: &Settings,
@@ -352,7 +389,7 @@ fn daemon(
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        if self.ground != Ground::Process {
+        if self.ground.is_container() {
             // Only the containers of this very test, by their names.
             for name in [self.container(), format!("{}-tool", self.container())] {
                 self.ground.engine(&["rm", "--force", "--volumes", &name]);

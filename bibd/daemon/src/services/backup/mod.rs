@@ -10,7 +10,7 @@ mod shipping;
 use std::io::PipeReader;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bib_core::access::Verb;
@@ -63,6 +63,8 @@ pub struct BackupUseCases {
     one_at_a_time: Arc<Mutex<()>>,
     /// `bibd_backup_log_waiting_bytes`.
     waiting: IntGauge,
+    /// The received log has a gap, and no backup was made since.
+    has_gap: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for BackupUseCases {
@@ -117,6 +119,7 @@ impl BackupUseCases {
             health: foundation.health.clone(),
             foundation: foundation.clone(),
             one_at_a_time: Arc::default(),
+            has_gap: Arc::default(),
         };
         this.clear_verifications().await?;
         this.tell_restore().await?;
@@ -188,6 +191,9 @@ impl BackupUseCases {
                 let act = Act::new("backup.create", target, details);
                 self.base.journal.record(&self.base.db, call, act, Outcome::Ok).await?;
                 self.health.set("backup", Condition::Serving);
+                if self.has_gap.swap(false, Ordering::SeqCst) {
+                    self.health.set("log", Condition::Serving);
+                }
                 Ok(manifest)
             }
             Err(error) => {

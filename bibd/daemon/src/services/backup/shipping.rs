@@ -1,13 +1,17 @@
-//! The write-ahead log on its way from the spool to the store.
+//! The write-ahead log on its way from the spool to the store, and into the spool where the database is on another
+//! machine.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bibd_postgres::receive::{Receiver, Receiving, Reception};
 use bibd_postgres::wal::{self, SEGMENT_BYTES};
 use tokio_util::sync::CancellationToken;
 
 use super::BackupUseCases;
 use crate::backup::{BackupError, Manifest, Store, blocking, log};
+use crate::foundation::postgres_settings;
 use crate::grpc::health::Condition;
 use crate::supervisor::TaskResult;
 
@@ -44,7 +48,7 @@ impl BackupUseCases {
             if stop.is_cancelled() {
                 return Ok(());
             }
-            let waiting = wal::waiting(&self.foundation.postgres.layout().data) as u64 * SEGMENT_BYTES;
+            let waiting = self.waiting_bytes().await;
             self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
             let pause = match shipped {
                 Ok(()) => {
@@ -72,6 +76,47 @@ impl BackupUseCases {
         }
     }
 
+    /// Has the log of a database that is reached over TCP come into the spool, until told to stop. Elsewhere the server
+    /// puts it there itself.
+    ///
+    /// # Errors
+    /// When there is no program for it; the supervisor tries again.
+    pub async fn receiving(self, stop: CancellationToken) -> TaskResult {
+        let wal = postgres_settings(self.foundation.config(), &self.foundation.places).wal;
+        let Some(receiver) = Receiver::of(&self.database, &wal).await? else { return Ok(()) };
+        let mut state = receiver.state();
+        let telling = async {
+            let mut known = 0;
+            while state.changed().await.is_ok() {
+                let Reception { now, gaps } = state.borrow_and_update().clone();
+                if gaps > known {
+                    known = gaps;
+                    self.has_gap.store(true, Ordering::SeqCst);
+                }
+                self.health.set("log", condition(now, self.has_gap.load(Ordering::SeqCst)));
+            }
+        };
+        tokio::select! {
+            () = receiver.run(stop) => {}
+            () = telling => {}
+        }
+        Ok(())
+    }
+
+    /// Log that the database keeps because it has not left, bytes.
+    async fn waiting_bytes(&self) -> u64 {
+        if self.foundation.postgres.endpoint().is_none() {
+            return wal::waiting(&self.foundation.postgres.layout().data) as u64 * SEGMENT_BYTES;
+        }
+        match self.foundation.pools.retained().await {
+            Ok(kept) => kept.map_or(0, |kept| kept.bytes),
+            Err(error) => {
+                tracing::debug!(error.cause = %error, "the database does not say what it keeps of its log");
+                u64::try_from(self.waiting.get()).unwrap_or_default()
+            }
+        }
+    }
+
     async fn ship_all(&self, store: &Store) -> Result<(), BackupError> {
         let (store, spool) = (store.clone(), self.spool.clone());
         let (key, epoch) = (Arc::clone(&self.base.key), self.base.epoch);
@@ -94,6 +139,22 @@ impl BackupUseCases {
             names.iter().try_for_each(|name| log::ship(&store, &spool, name, epoch, &key, &recipients))
         })
         .await
+    }
+}
+
+/// One that was cut off comes back at once, as after every rotation: that is not worth a word.
+const ATTEMPTS_WITHOUT_A_WORD: u32 = 3;
+
+fn condition(now: Receiving, has_gap: bool) -> Condition {
+    match now {
+        _ if has_gap => Condition::Degraded(
+            "the log has a gap, since the database could not keep it for long enough: make a backup".to_owned(),
+        ),
+        Receiving::Full => Condition::Degraded("the spool of the log is full; the database keeps its log".to_owned()),
+        Receiving::Broken { attempt, reason } if attempt >= ATTEMPTS_WITHOUT_A_WORD => {
+            Condition::Degraded(format!("the log of the database does not come: {reason}"))
+        }
+        Receiving::Streaming | Receiving::Broken { .. } => Condition::Serving,
     }
 }
 

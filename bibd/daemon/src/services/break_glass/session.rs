@@ -11,12 +11,11 @@ use bib_core::Hash;
 use bibd_catalog::glass::{self, SessionCounts};
 use bibd_postgres::glass::backend::{self, Cutter, Piece, Told};
 use bibd_postgres::glass::frontend::{self, Said};
-use bibd_postgres::glass::{Entered, Malformed};
+use bibd_postgres::glass::{Entered, Malformed, Stream};
 use bytes::BytesMut;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -93,7 +92,7 @@ impl<'p> Session<'p> {
 
     /// Relays until there is an end. Also says whether the server closed its side: then nothing runs there any more.
     pub(super) async fn relay(&self, entered: Entered, said: Piped, buffer: BytesMut) -> (End, bool) {
-        let (reader, writer) = entered.stream.into_split();
+        let (reader, writer) = tokio::io::split(entered.stream);
         let has_left = AtomicBool::new(false);
         let downward = self.downward(Cutter::new(entered.rest), reader);
         tokio::pin!(downward);
@@ -146,7 +145,7 @@ impl<'p> Session<'p> {
         &self,
         mut said: Piped,
         mut buffer: BytesMut,
-        mut writer: OwnedWriteHalf,
+        mut writer: WriteHalf<Stream>,
         has_left: &AtomicBool,
     ) -> End {
         loop {
@@ -176,6 +175,10 @@ impl<'p> Session<'p> {
                 }
                 self.bytes_in.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
+            // TLS may keep what it was given until it is told.
+            if !through.is_empty() && writer.flush().await.is_err() {
+                return End::Server;
+            }
             if is_over {
                 // Answers to what came before the goodbye may be on their way; the server closes after them.
                 has_left.store(true, Ordering::Relaxed);
@@ -190,7 +193,7 @@ impl<'p> Session<'p> {
     }
 
     /// From the server to the person: noted and passed on.
-    async fn downward(&self, mut cutter: Cutter, mut reader: OwnedReadHalf) -> End {
+    async fn downward(&self, mut cutter: Cutter, mut reader: ReadHalf<Stream>) -> End {
         let mut long_bytes = 0_u64;
         loop {
             let mut through = BytesMut::new();
