@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::{Profile, Programs};
 use crate::process::{capture, cargo, root, run};
-use crate::{hardening, image, machine, newer, postgres, soak, test, tidy};
+use crate::{hardening, image, kubernetes, machine, newer, postgres, soak, test, tidy};
 
 /// Enough to meet each kind of kill once.
 const SOAK_ROUNDS: u64 = 6;
@@ -36,6 +36,7 @@ pub fn run_all() -> anyhow::Result<()> {
         run(cargo().args(["deny", "--locked", "check", "bans", "licenses", "sources"]))
     })?;
     steps.step("advisories, where their database is reached", advisories)?;
+    steps.step("objects for Kubernetes", kubernetes::check)?;
     steps.step("clippy", || {
         let lint = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"];
         run(cargo().args(lint))

@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask demo | test | bench | soak | image | hardening | ci | tidy`.
+//! What a developer runs: `cargo xtask demo | test | bench | soak | image | kubernetes | hardening | ci | tidy`.
 //!
 //! Links none of the product: it drives the built programs as a user would, so a change of the product never keeps the
 //! tool that checks it from compiling. Start with [`ci`] for what must hold, with [`demo`] for what BIB does.
@@ -16,6 +16,7 @@ mod demo;
 mod engines;
 mod hardening;
 mod image;
+mod kubernetes;
 mod machine;
 mod newer;
 mod node;
@@ -72,6 +73,8 @@ enum Command {
     },
     /// Builds PostgreSQL's container image from the distribution's packages, where none can be pulled.
     Image,
+    /// Checks the objects for Kubernetes against the schemas that Kubernetes publishes.
+    Kubernetes,
     /// Makes docs/hardening.md: the checklist of the managed PostgreSQL on every provisioner.
     Hardening,
     /// Exactly what CI runs: format, clippy, documentation, tidy, licences, tests, a short soak.
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Bench { names, .. } => bench::run(&names),
         Command::Soak { rounds, seed, no_page } => soak::run_built(rounds, seed, !no_page),
         Command::Image => image::build(),
+        Command::Kubernetes => kubernetes::check(),
         Command::Hardening => {
             node::Programs::build(node::Profile::Dev).and_then(|programs| hardening::write(&programs))
         }

@@ -226,7 +226,7 @@ impl Daemon {
         let wanted = foundation::wanted_provisioner(config);
         let superuser_uses = Arc::new(SuperuserUses::default());
         let upgrader = Upgrader::new(settings.clone(), store.clone(), Arc::clone(&superuser_uses) as _, random.clone());
-        upgrading::carry_out(upgrader, &options.failpoints, config, &front.peer_id, &places.checkpoints).await?;
+        upgrading::carry_out(upgrader, &options.failpoints, config, &front.peer_id, places).await?;
         moving::carry_out(wanted, &settings, store.clone(), random.clone(), &options.failpoints).await?;
         let postgres = choose(wanted, settings, store.clone(), random.clone()).await?;
         let database =

@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod cleanup;
+mod kubernetes;
 mod restore;
 
 use crate::app::{Daemon, Options, StartError};
@@ -75,6 +76,9 @@ enum Command {
     Restore(restore::Args),
     /// Removes a node: its database, the container of it, chunks, keys and secrets, after a question.
     Cleanup(cleanup::Args),
+    /// What runs bibd and its database in Kubernetes.
+    #[command(subcommand)]
+    Kubernetes(kubernetes::Command),
     /// The configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -156,6 +160,8 @@ enum Failure {
     Doctor,
     #[error(transparent)]
     Secret(#[from] OwnSecretError),
+    #[error(transparent)]
+    Cluster(#[from] bibd_postgres::kubernetes::ClusterError),
 }
 
 fn by_code(code: ErrorCode) -> u8 {
@@ -182,7 +188,7 @@ impl Failure {
             Self::Doctor => 7,
             Self::Secret(OwnSecretError::Name(_) | OwnSecretError::Terminal | OwnSecretError::Length) => 2,
             Self::Secret(_) => 6,
-            Self::Stopped(_) | Self::Io { .. } => 1,
+            Self::Stopped(_) | Self::Io { .. } | Self::Cluster(_) => 1,
         }
     }
 
@@ -196,6 +202,7 @@ impl Failure {
                 ErrorCode::CONFIG_INVALID
             }
             Self::Secret(_) => ErrorCode::IDENTITY_UNUSABLE,
+            Self::Cluster(_) => ErrorCode::POSTGRES_UNAVAILABLE,
             Self::Stopped(_) | Self::Io { .. } | Self::Doctor => ErrorCode::INTERNAL,
         }
     }
@@ -207,6 +214,7 @@ impl Failure {
             Self::Restore(error) => Some(error.hint()),
             Self::Cleanup(error) => Some(error.hint()),
             Self::Secret(error) => Some(error.hint().to_owned()),
+            Self::Cluster(error) => Some(error.hint().to_owned()),
             Self::Stopped(_) | Self::Io { .. } => Some("`bibd doctor` looks for the cause".to_owned()),
             Self::Config(_) | Self::Doctor => None,
         }
@@ -272,6 +280,19 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let config = load_with(&cli.common, &home, args.flags())?.config;
             let text = in_runtime(args.run(config, &home, failpoints()?))??;
             print(&text)
+        }
+        Command::Kubernetes(command) => {
+            let loaded = load_with(&cli.common, &home, command.flags())?;
+            match command {
+                kubernetes::Command::Check(args) => in_runtime(args.run(&loaded.config))?,
+                kubernetes::Command::Manifests(args) => {
+                    let text = loaded.file.as_ref().map(|path| {
+                        std::fs::read_to_string(path)
+                            .map_err(|source| Failure::Io { act: format!("read `{}`", path.display()), source })
+                    });
+                    args.run(&loaded.config, text.transpose()?.as_deref())
+                }
+            }
         }
         Command::Cleanup(args) => {
             let loaded = load(&cli.common, &home)?;

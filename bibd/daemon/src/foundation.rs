@@ -13,7 +13,7 @@ use bibd_postgres::database::Database;
 use bibd_postgres::settings::ContainerLimits;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
 use bibd_postgres::wal::SEGMENT_BYTES;
-use bibd_postgres::{Choice, Failpoints, ManagedPostgres, Randomness, RunAs, Settings, Wal, Wanted};
+use bibd_postgres::{Choice, Failpoints, Limits, ManagedPostgres, Randomness, RunAs, Settings, Wal, Wanted};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use crate::app::StartError;
 use crate::at_rest::AtRest;
 use crate::certificates::Certificates;
 use crate::clock::{Clock, Entropy, Ids};
-use crate::config::{Compression, Config, Loaded, Places, Provisioner};
+use crate::config::{self, Compression, Config, Loaded, Places, Provisioner};
 use crate::data_dir::DataDir;
 use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::health::HealthBoard;
@@ -181,28 +181,41 @@ impl PrivilegedObserver for SuperuserUses {
 /// The provisioner's settings.
 pub(crate) fn postgres_settings(config: &Config, places: &Places) -> Settings {
     let mut settings = postgres_settings_at(config, &places.data, &places.runtime);
-    let backup = &config.backup;
-    if backup.store.is_some() {
-        settings.wal = Wal::Archive {
-            timeout_s: u32::try_from(backup.archive_timeout.0.as_secs()).unwrap_or(60),
-            max_files: u32::try_from(backup.spool_bytes.0 / SEGMENT_BYTES).unwrap_or(u32::MAX).max(1),
-            reserve_kb: config.limits.min_free_bytes.0 >> 10,
-        };
-    }
+    settings.wal = postgres_wal(config);
     settings
+}
+
+/// What becomes of the server's log: archived where there is a store of backups.
+pub(crate) fn postgres_wal(config: &Config) -> Wal {
+    let backup = &config.backup;
+    if backup.store.is_none() {
+        return Wal::default();
+    }
+    Wal::Archive {
+        timeout_s: u32::try_from(backup.archive_timeout.0.as_secs()).unwrap_or(60),
+        max_files: u32::try_from(backup.spool_bytes.0 / SEGMENT_BYTES).unwrap_or(u32::MAX).max(1),
+        reserve_kb: config.limits.min_free_bytes.0 >> 10,
+    }
+}
+
+/// The server's sizes.
+pub(crate) fn postgres_limits(database: &config::Database) -> Limits {
+    let mebibytes = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    Limits {
+        shared_buffers_mb: mebibytes(database.shared_buffers.0).max(1),
+        max_wal_mb: mebibytes(database.max_wal.0).max(1),
+        slow_statement_ms: u32::try_from(database.slow_statement.0.as_millis()).unwrap_or(u32::MAX),
+    }
 }
 
 /// The same sizes, user and programs for a server somewhere else, whose log is not archived.
 pub(crate) fn postgres_settings_at(config: &Config, data: &Path, runtime: &Path) -> Settings {
     let database = &config.database;
-    let mebibytes = |bytes: u64| u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
     let mut settings = Settings::new(data, runtime);
     settings.bin_dir.clone_from(&database.bin_dir);
     settings.upgrade_bin_dir.clone_from(&database.upgrade_bin_dir);
     settings.run_as = database.run_as.clone().map(RunAs::User);
-    settings.limits.shared_buffers_mb = mebibytes(database.shared_buffers.0).max(1);
-    settings.limits.max_wal_mb = mebibytes(database.max_wal.0).max(1);
-    settings.limits.slow_statement_ms = u32::try_from(database.slow_statement.0.as_millis()).unwrap_or(u32::MAX);
+    settings.limits = postgres_limits(database);
     settings.allow_network_fs = database.allow_network_filesystem;
     settings.start_deadline = database.start_timeout.0;
     settings.stop_deadline = database.stop_timeout.0;

@@ -53,7 +53,7 @@ async fn a_folder_is_published_changed_and_comes_back_bit_for_bit() {
     assert_eq!(lab.download(&ada, &version.hash.to_string()).await.unwrap()["b"], b"b");
 
     // The background task hashes every file and says so.
-    lab.data.verify.round(&CancellationToken::new()).await.unwrap();
+    Box::pin(lab.data.verify.round(&CancellationToken::new())).await.unwrap();
     assert_eq!(lab.number("SELECT count(*) FROM bib.versions WHERE state = 'verified'").await, 2);
 
     // One entry for all the reading, one for each publish.

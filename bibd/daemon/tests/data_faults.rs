@@ -196,7 +196,7 @@ async fn a_corrupt_chunk_is_quarantined_noted_and_healed_by_the_next_publish() {
     assert!(!path.exists());
     assert!(lab.metrics.render().contains("bibd_chunks_damaged_total 1"));
     assert_eq!(lab.number("SELECT count(*) FROM bib.audit_entry WHERE action = 'chunk.damaged'").await, 1);
-    lab.data.verify.round(&CancellationToken::new()).await.unwrap();
+    Box::pin(lab.data.verify.round(&CancellationToken::new())).await.unwrap();
     assert_eq!(lab.number("SELECT count(*) FROM bib.versions WHERE state = 'damaged'").await, 1);
 
     // The same folder again: no version, but the chunk is asked for, and whole from then on.

@@ -207,7 +207,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
             return Err(Problems(problems));
         }
     };
-    for (key, message, hint) in check(&config) {
+    for (key, message, hint) in check(&config).into_iter().chain(super::kubernetes::check(&config.database)) {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { origin, key: key.to_owned(), message, hint: Some(hint) });
     }
@@ -425,7 +425,8 @@ fn check(config: &Config) -> Vec<Finding> {
     }
     if config.database.provisioner == Provisioner::Kubernetes {
         let message = "not available in this version: PostgreSQL runs in a container or as a process of this machine";
-        refuse("database.provisioner", message, "set it to `auto`, `container` or `process`");
+        let hint = "set it to `auto`, `container` or `process`; in a pod PostgreSQL is a process beside bibd";
+        refuse("database.provisioner", message, hint);
     }
     let container = &config.database.container;
     if container.image.is_empty() {

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 pub mod alerts;
 pub mod audit;
 mod break_glass;
+mod cache;
 mod container;
+mod kubernetes;
 pub mod load;
 mod locate;
 pub mod places;
@@ -23,7 +25,10 @@ mod tier;
 pub mod units;
 
 pub use break_glass::{Access as GlassAccess, AllowedUser, AuditLevel, BreakGlass, Notification};
+pub use cache::Cache;
 pub use container::Container;
+pub(crate) use kubernetes::settings as kubernetes_settings;
+pub use kubernetes::{Kubernetes as KubernetesDatabase, KubernetesMode};
 pub use load::{Loaded, Origin, Problem, Sources, load};
 pub use places::Places;
 pub use store::{S3, StoreLocation};
@@ -273,7 +278,7 @@ pub enum Provisioner {
     Process,
     /// Docker or Podman.
     Container,
-    /// A StatefulSet; not in this version.
+    /// A StatefulSet or the operator CloudNativePG; not in this version, which prints the objects and tries them.
     Kubernetes,
 }
 
@@ -287,6 +292,8 @@ pub struct Database {
     pub provisioner: Provisioner,
     /// The container, where it is one.
     pub container: Container,
+    /// In Kubernetes: what `bibd kubernetes manifests` prints.
+    pub kubernetes: KubernetesDatabase,
     /// Where `postgres` and `initdb` are. Default: PATH, then the distribution's directories.
     pub bin_dir: Option<PathBuf>,
     /// Where those of a newer major version are, for `bib admin db upgrade` and for the data that it carried over. Default:
@@ -316,22 +323,6 @@ pub struct Database {
     pub cache: Cache,
 }
 
-/// What a node that is never authoritative keeps of others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cache {
-    /// How long what was fetched is given out, 1 minute to 30 days.
-    pub ttl: Span,
-    /// How much is kept, at least 16 MiB; the oldest goes first.
-    pub max_size: Size,
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self { ttl: Span(Duration::from_secs(86_400)), max_size: Size(1 << 30) }
-    }
-}
-
 /// New passwords for the database's logins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -352,6 +343,7 @@ impl Default for Database {
             backend: Backend::default(),
             provisioner: Provisioner::default(),
             container: Container::default(),
+            kubernetes: KubernetesDatabase::default(),
             bin_dir: None,
             upgrade_bin_dir: None,
             run_as: None,

@@ -2,7 +2,6 @@
 //!
 //! Planned here, carried out before the next start ([`bibd_postgres::upgrading`]), and told here after it.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use bib_core::PeerId;
@@ -19,11 +18,12 @@ use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
-use crate::config::Config;
+use crate::config::{Config, Places};
 use crate::errors::ErrorCode;
 use crate::foundation::{self, Foundation};
 use crate::grpc::error::chain;
 use crate::grpc::health::Condition;
+use crate::inheritance::Inheritance;
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -52,15 +52,20 @@ pub(crate) async fn carry_out(
     failpoints: &Failpoints,
     config: &Config,
     peer: &PeerId,
-    checkpoints: &Path,
+    places: &Places,
 ) -> Result<(), Error> {
     let upgrader = upgrader.with_failpoints(failpoints.clone());
-    upgrader.carry_out(|database| look(database, config, peer, checkpoints)).await
+    upgrader.carry_out(|database| look(database, config, peer, places)).await
 }
 
-async fn look(database: Database, config: &Config, peer: &PeerId, checkpoints: &Path) -> Result<(), String> {
+async fn look(database: Database, config: &Config, peer: &PeerId, places: &Places) -> Result<(), String> {
     let db = foundation::open_pools(config, &database).map_err(|error| chain(&error))?;
-    let judged = judge(&db, peer, &CheckpointFile::new(checkpoints), |_, _| async { true }).await;
+    let checkpoints = CheckpointFile::new(&places.checkpoints);
+    // Whom the node follows, also when the database hears of it only at the end of this start.
+    let judged = match Inheritance::load_with(&db, &places.data).await {
+        Ok(inheritance) => judge(&db, peer, &inheritance, &checkpoints, |_, _| async { true }).await,
+        Err(error) => Err(ServiceError::internal(error)),
+    };
     db.close().await;
     // Also when this release expects other tables: a start of it on the old database brings them.
     let judged = judged.map_err(|error| format!("its audit log cannot be verified: {}", chain(&error)))?;

@@ -89,7 +89,7 @@ impl VerifyUseCases {
     /// When the database is gone; the supervisor makes another.
     pub async fn run(self, stop: CancellationToken) -> TaskResult {
         loop {
-            self.round(&stop).await?;
+            Box::pin(self.round(&stop)).await?;
             let wait = async {
                 tokio::select! {
                     () = self.poke.0.notified() => {}

@@ -72,7 +72,15 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         // When root, PostgreSQL's user must pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Some(Self { dir, container: None, provisioner: "process", bucket: None, settings: Vec::new(), newer: None, port: None })
+        Some(Self {
+            dir,
+            container: None,
+            provisioner: "process",
+            bucket: None,
+            settings: Vec::new(),
+            newer: None,
+            port: None,
+        })
     }
 
     /// The same, where the database is reached over TCP as in a pod: on a port that is free, below those that the system
