@@ -13,8 +13,8 @@ use crate::sealed::{Recipient, SealError};
 /// What opens sealed files: the node's own key, or the age key of the recovery sheet.
 #[derive(Clone)]
 pub enum Opener {
-    /// The node's key.
-    Node(age::ssh::Identity),
+    /// The node's key, and those of nodes that it follows.
+    Nodes(Vec<age::ssh::Identity>),
     /// The recovery sheet's age key.
     Recovery(age::x25519::Identity),
 }
@@ -22,7 +22,7 @@ pub enum Opener {
 impl std::fmt::Debug for Opener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Node(_) => "Opener(node key)",
+            Self::Nodes(_) => "Opener(node key)",
             Self::Recovery(_) => "Opener(recovery key)",
         })
     }
@@ -35,7 +35,22 @@ impl Opener {
     /// [`SealError::Key`] when the library does not take it.
     pub fn of_node(key: &NodeKey) -> Result<Self, SealError> {
         let text = key.to_openssh().map_err(|_| SealError::Key(io::ErrorKind::InvalidData.into()))?;
-        age::ssh::Identity::from_buffer(text.as_bytes(), None).map(Self::Node).map_err(SealError::Key)
+        identity(text.as_bytes()).map(|identity| Self::Nodes(vec![identity]))
+    }
+
+    /// Opens also what was sealed to another node, whose key is this text of OpenSSH.
+    ///
+    /// # Errors
+    /// [`SealError::Key`] when it is none.
+    pub fn and_node(self, text: &str) -> Result<Self, SealError> {
+        let former = identity(text.as_bytes())?;
+        Ok(match self {
+            Self::Nodes(mut keys) => {
+                keys.push(former);
+                Self::Nodes(keys)
+            }
+            recovery @ Self::Recovery(_) => recovery,
+        })
     }
 
     /// The recovery sheet's age key.
@@ -50,12 +65,12 @@ impl Opener {
     /// # Errors
     /// [`SealError::WrongKey`] or [`SealError::Damaged`].
     pub fn open<R: Read>(&self, from: R) -> Result<StreamReader<R>, SealError> {
-        let identity: &dyn age::Identity = match self {
-            Self::Node(identity) => identity,
-            Self::Recovery(identity) => identity,
+        let identities: Vec<&dyn age::Identity> = match self {
+            Self::Nodes(keys) => keys.iter().map(|key| key as &dyn age::Identity).collect(),
+            Self::Recovery(identity) => vec![identity],
         };
         let decryptor = age::Decryptor::new(from).map_err(|_| SealError::Damaged)?;
-        decryptor.decrypt(std::iter::once(identity)).map_err(|error| match error {
+        decryptor.decrypt(identities.into_iter()).map_err(|error| match error {
             age::DecryptError::NoMatchingKeys => SealError::WrongKey,
             _ => SealError::Damaged,
         })
@@ -96,6 +111,10 @@ impl<W: Write> Write for SealingWriter<W> {
     }
 }
 
+fn identity(text: &[u8]) -> Result<age::ssh::Identity, SealError> {
+    age::ssh::Identity::from_buffer(text, None).map_err(SealError::Key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +138,11 @@ mod tests {
         }
         let refused = Opener::of_node(&other).unwrap().open(sealed.as_slice()).map(drop);
         assert!(matches!(refused, Err(SealError::WrongKey)));
+        let successor = Opener::of_node(&other).unwrap().and_node(&key.to_openssh().unwrap()).unwrap();
+        let mut opened = Vec::new();
+        successor.open(sealed.as_slice()).unwrap().read_to_end(&mut opened).unwrap();
+        assert_eq!(opened, plain, "a successor opens what was sealed to whom it follows");
+        assert!(matches!(Opener::of_node(&other).unwrap().and_node("no key"), Err(SealError::Key(_))));
         let mut cut = Vec::new();
         let short = &sealed[..sealed.len() - 10];
         assert!(Opener::of_recovery(&sheet).open(short).unwrap().read_to_end(&mut cut).is_err());

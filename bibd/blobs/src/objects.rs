@@ -178,18 +178,24 @@ impl Objects {
         self.bucket.close();
     }
 
-    /// Sees that the place is `node`'s, and takes it when it is nobody's and `may_take`.
+    /// Sees that the place is `node`'s, and takes it when it is nobody's and `may_take`. It goes over from a node that
+    /// `follows` names: one whose successor `node` is.
     ///
     /// # Errors
     /// When it is another's, or the store does not say; [`ObjectError::Elsewhere`] when it is nobody's and must not be.
-    pub async fn claim(&self, node: &PeerId, may_take: bool) -> Result<(), ObjectError> {
+    pub async fn claim(
+        &self,
+        node: &PeerId,
+        follows: impl Fn(&PeerId) -> bool,
+        may_take: bool,
+    ) -> Result<(), ObjectError> {
         let place = || self.bucket.location(FORMAT);
         let ours = Format { format: WORD.to_owned(), node: node.to_string() };
+        let text = serde_json::to_vec(&ours).map_err(|_| ObjectError::Format { place: place() })?;
         let found = match self.bucket.get_object(FORMAT, MAX_OBJECT_BYTES).await? {
             Some(found) => found,
             None if !may_take => return Err(ObjectError::Elsewhere { place: place() }),
             None => {
-                let text = serde_json::to_vec(&ours).map_err(|_| ObjectError::Format { place: place() })?;
                 let (bucket, word) = (self.bucket.clone(), text.clone());
                 let taken = tokio::task::spawn_blocking(move || bucket.take(FORMAT, &word)).await;
                 let stopping = || S3Error { act: "take", object: place(), problem: Problem::Stopping };
@@ -203,6 +209,9 @@ impl Objects {
         let found: Format = serde_json::from_slice(&found).map_err(|_| ObjectError::Format { place: place() })?;
         match found {
             Format { format, .. } if format != WORD => Err(ObjectError::Format { place: place() }),
+            Format { node, .. } if node != ours.node && node.parse().is_ok_and(|node| follows(&node)) => {
+                Ok(self.bucket.put_object(FORMAT, text.into()).await?)
+            }
             Format { node, .. } if node != ours.node => Err(ObjectError::Taken { place: place(), node }),
             _ => Ok(()),
         }

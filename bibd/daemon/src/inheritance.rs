@@ -17,6 +17,11 @@ use bibd_catalog::{Db, records};
 pub const DIRECTORY: &str = "successor";
 /// The proof in it: one line as in an export of the audit log.
 pub const PROOF: &str = "succession.json";
+/// The sealed secret with the keys of the nodes that this one follows, as OpenSSH writes them, one after the other: they
+/// open what was sealed to those nodes. A file of a key ends with [`KEY_END`] and a line feed.
+pub const FORMER_KEYS: &str = "former_keys";
+/// How a private key of OpenSSH ends.
+pub const KEY_END: &str = "-----END OPENSSH PRIVATE KEY-----\n";
 /// The longest proof, bytes: two records.
 const MAX_PROOF_BYTES: u64 = 512 * 1024;
 

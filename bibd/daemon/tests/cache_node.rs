@@ -72,6 +72,13 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    /// What a failed test leaves; one that was stopped has ended already.
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
 fn output(command: &mut Command) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = command.output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())

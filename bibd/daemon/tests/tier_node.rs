@@ -105,10 +105,18 @@ async fn a_node_is_restored_without_a_chunk_and_finds_them_in_its_bucket() {
     assert!(!holds(&place.path("data"), SECRET), "the credentials lie open");
     std::fs::remove_dir_all(place.path("data")).unwrap();
 
-    // Before the move, and after it. No chunk is copied, and nobody gives it credentials.
-    for (to, arguments) in [("before", vec!["--time", &moment]), ("newest", vec![])] {
+    // Before the move, and after it, and under a new identity. No chunk is copied, and nobody gives it credentials.
+    for (to, arguments) in
+        [("before", vec!["--time", &moment]), ("newest", vec![]), ("successor", vec!["--new-identity"])]
+    {
         place.restore(to, &arguments);
         let node = Node::start(&place, to).await;
+        if to == "successor" {
+            // It reads what was sealed to whom it follows, and seals nothing before it has a sheet of its own.
+            let said = status(&node).await.problem;
+            assert!(said.contains("recovery key"), "{said}");
+            node.export_recovery(&place.path("sheet.new")).await;
+        }
         let now = status(&node).await;
         assert_eq!(now.problem, "", "{to}");
         assert_eq!(now.objects, if to == "before" { 0 } else { done.chunks }, "{to}");
@@ -118,7 +126,7 @@ async fn a_node_is_restored_without_a_chunk_and_finds_them_in_its_bucket() {
         if to == "before" {
             let now = status(&node).await;
             assert_eq!((now.local_chunks, now.objects), (done.chunks, done.chunks), "whole on disk, objects known");
-        } else {
+        } else if to == "successor" {
             let back = moved(&node, "disk").await;
             assert_eq!((back.chunks, back.skipped, status(&node).await.objects), (done.chunks, 0, 0));
             publisher.check(&client, true).await;

@@ -22,13 +22,15 @@ use bib_identity::server_certificate::SERVER_KEY_SECRET;
 use bib_identity::{CertificateAuthority, Fingerprint, NodeKey, SealedDir, file};
 use bibd_audit::succession;
 use bibd_postgres::Failpoints;
+use secrecy::{ExposeSecret as _, SecretSlice};
+use zeroize::Zeroizing;
 
 use super::error::BackupError;
 use super::landing::Examined;
 use super::store::Store;
 use crate::at_rest;
 use crate::clock::Entropy;
-use crate::inheritance::{DIRECTORY, PROOF, accept};
+use crate::inheritance::{DIRECTORY, FORMER_KEYS, PROOF, accept};
 use crate::services::recovery;
 
 /// Where the store says who the successor is.
@@ -240,9 +242,22 @@ impl Succeeding<'_> {
             let secret = self.sheet.sheet.open(&bytes).map_err(object())?;
             directory.write(name, &secret).map_err(object())?;
         }
+        self.keep_former_key(&directory)?;
         let authority = CertificateAuthority::ensure(&certs, &directory, self.now(), &mut self.entropy.clone());
         let authority = authority.map_err(failed("make a CA in", &certs.join(CA_CERTIFICATE_FILE)))?;
         Ok(authority.fingerprint())
+    }
+
+    /// What was sealed to the former node lies on in object storage: its key opens that, and signs for nobody any more.
+    fn keep_former_key(&self, directory: &SealedDir<'_>) -> Result<(), BackupError> {
+        let object = || |source| BackupError::Sealed { object: format!("secrets/{FORMER_KEYS}.age"), source };
+        let path = self.to.join("identity").join(KEY);
+        let key = file::read_private(&path, MAX_SECRET_BYTES).map_err(BackupError::Key)?;
+        // Those of whom the former node followed came with its secrets.
+        let before = directory.find(FORMER_KEYS).map_err(object())?;
+        let mut keys = Zeroizing::new(before.map_or_else(Vec::new, |keys| keys.expose_secret().to_vec()));
+        keys.extend_from_slice(&key);
+        directory.write(FORMER_KEYS, &SecretSlice::from(keys.to_vec())).map_err(object())
     }
 
     fn now(&self) -> Timestamp {

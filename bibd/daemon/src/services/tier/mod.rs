@@ -183,7 +183,9 @@ impl Tier {
             let mut session = self.0.base.db.read().await?;
             let has_objects = objects::any(&mut session).await?;
             drop(session);
-            parts.objects.claim(&self.0.base.peer, !has_objects).await.map_err(|error| self.failed(&error))
+            let base = &self.0.base;
+            let claimed = parts.objects.claim(&base.peer, |node| base.is_own(node), !has_objects).await;
+            claimed.map_err(|error| self.failed(&error))
         };
         self.0.claimed.get_or_try_init(claim).await?;
         Ok(parts)

@@ -16,6 +16,7 @@ use crate::actor::Call;
 use crate::config::{Seal, StoreLocation};
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
+use crate::inheritance::{FORMER_KEYS, KEY_END};
 use crate::s3::{AccessKey, Bucket, Keys};
 use crate::secrets::Secrets;
 use crate::services::base::{Base, allow_node};
@@ -52,7 +53,7 @@ impl Tier {
             Some(StoreLocation::Bucket { bucket, prefix }) => {
                 let keys = keys(foundation)?;
                 let bucket = Bucket::open(bucket, prefix, &wanted.s3.settings(), keys.clone());
-                let opener = Opener::of_node(&foundation.key).map_err(ServiceError::internal)?;
+                let opener = opener(foundation)?;
                 let names = names(foundation)?;
                 Some(TierParts {
                     objects: Objects::new(bucket.map_err(ServiceError::internal)?, &names, opener),
@@ -80,6 +81,14 @@ fn keys(foundation: &Foundation) -> Result<Keys, ServiceError> {
     let sealed = foundation.secrets.read(CREDENTIALS).map_err(ServiceError::internal)?;
     let key = sealed.map(|text| AccessKey::parse(text.expose_secret())).transpose().map_err(ServiceError::internal)?;
     Ok(Keys::held(key))
+}
+
+/// Opens what was sealed to this node, and to those that it follows.
+fn opener(foundation: &Foundation) -> Result<Opener, ServiceError> {
+    let own = Opener::of_node(&foundation.key).map_err(ServiceError::internal)?;
+    let former = foundation.secrets.read(FORMER_KEYS).map_err(ServiceError::internal)?;
+    let former = former.as_ref().map_or("", |keys| keys.expose_secret());
+    former.split_inclusive(KEY_END).try_fold(own, Opener::and_node).map_err(ServiceError::internal)
 }
 
 /// Made once. Lost, sealed objects are still opened by the node and the recovery key, but found by nobody.
