@@ -5,10 +5,12 @@
 //! PROVISIONER, and carried out before the next start; what cannot be carried out is given up, and the server starts
 //! as it did before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::choose::{Wanted, under};
 use crate::error::Error;
@@ -22,6 +24,10 @@ use crate::record::{Choice, Record, RecordState};
 use crate::secrets::SecretStore;
 use crate::settings::Settings;
 use crate::version::Version;
+
+/// How long children may outlive a server that was stopped.
+const STRAGGLERS: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A planned or ended move, as it is remembered until somebody was told how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,10 +178,7 @@ async fn hand_over(
             return Err(Error::WrongMajor { data: record.major, found: version, bin_dir: PathBuf::from(to.name()) });
         }
         source.stop(Stop::Clean).await?;
-        if let Some(pid) = postmaster::in_use(&layout.data) {
-            let reason = "it works in the data directory".to_owned();
-            return Err(Error::ForeignServer { pid, reason });
-        }
+        wait_unused(&layout.data).await?;
         Record::ready(to, record.major, identifier).write(&layout.provisioner)?;
         failpoints.hit("move.recorded");
         if let Err(error) = target.start().await {
@@ -188,6 +191,18 @@ async fn hand_over(
         failpoints.hit("move.started");
     }
     dismantle(source.as_ref()).await;
+    Ok(())
+}
+
+/// The collector of the server's log ends a moment after the server, when nobody can write to it any more.
+async fn wait_unused(data: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + STRAGGLERS;
+    while let Some(pid) = postmaster::in_use(data) {
+        if Instant::now() >= deadline {
+            return Err(Error::ForeignServer { pid, reason: "it works in the data directory".to_owned() });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     Ok(())
 }
 
