@@ -88,6 +88,7 @@ async fn a_node_is_restored_without_a_chunk_and_finds_them_in_its_bucket() {
     );
     node.make_backup().await;
     let moment = SystemClock.now().to_string();
+    // Not a wait for something: the move begins after the moment, by any clock.
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
 
     let done = moved(&node, "objects").await;
