@@ -271,16 +271,23 @@ async fn what_a_person_must_repair_is_said_at_once_and_nothing_is_lost_meanwhile
         })
         .await;
     }
-    let (status, sentence) = node.health("audit-export").await;
-    assert_eq!(status, ServingStatus::Degraded);
-    assert!(expected.iter().all(|(name, ..)| sentence.contains(name)), "{sentence}");
+    // On a busy machine an attempt may run into its time in between, which time alone may repair.
+    wait_for("the health", PATIENCE, async || {
+        let (status, sentence) = node.health("audit-export").await;
+        status == ServingStatus::Degraded && expected.iter().all(|(name, ..)| sentence.contains(name))
+    })
+    .await;
     assert_eq!(receiver.taken.all(), Vec::<Value>::new(), "nothing goes to a stranger");
     // Acts wait for nobody.
     make_topic(&node.channel().await, "meanwhile").await.unwrap();
-    let filter = ListAuditRequest { action: "export.degraded".to_owned(), ..ListAuditRequest::default() };
-    let told = AdminServiceClient::new(node.channel().await).list_audit(filter).await.unwrap().into_inner().entries;
-    let told: BTreeSet<String> = told.into_iter().map(|entry| entry.target).collect();
-    assert_eq!(told.len(), 5, "each is in the log: {told:?}");
+    let mut admin = AdminServiceClient::new(node.channel().await);
+    wait_for("each is in the log", PATIENCE, async || {
+        let filter = ListAuditRequest { action: "export.degraded".to_owned(), ..ListAuditRequest::default() };
+        let told = admin.list_audit(filter).await.unwrap().into_inner().entries;
+        let told: BTreeSet<String> = told.into_iter().map(|entry| entry.target).collect();
+        told.len() == expected.len()
+    })
+    .await;
     // Repaired while the node runs.
     assert_eq!(own_secret(&place, &["list"], ""), "");
     assert_eq!(own_secret(&place, &["set", "hec"], &format!("{TOKEN}\n")), "");
