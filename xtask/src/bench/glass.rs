@@ -2,8 +2,7 @@
 //!
 //! The same `psql` says the same to the same server, in turn: through `bib admin break-glass connect`, where every
 //! statement is on the disk and in the audit log before it is passed on, and directly, by SCRAM on the server's own socket,
-//! as a role of the same group that the bench makes for itself (`bibd/daemon/examples/superuser_login.rs`). `psql` itself
-//! measures (`\timing`).
+//! as a role of the same group that the bench makes for itself. `psql` itself measures (`\timing`).
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use serde_json::Value;
 
-use super::Bench;
+use super::login::Login;
+use super::{Bench, median};
 use crate::node::{Node, passable_directory};
 use crate::process::{capture, cargo};
 use crate::report::Bound;
@@ -37,8 +36,6 @@ const NOTHINGS: usize = 200;
 
 /// Measures the same sessions directly and through the proxy.
 pub(super) fn glass(bench: &mut Bench) -> anyhow::Result<()> {
-    let build = ["build", "--release", "--locked", "--package", "bibd", "--example", "superuser_login"];
-    crate::process::run(cargo().args(build))?;
     let directory = passable_directory(None)?;
     let mut node = configured(bench, directory.path())?;
     node.start()?;
@@ -51,14 +48,14 @@ pub(super) fn glass(bench: &mut Bench) -> anyhow::Result<()> {
     let mut sums: [Vec<f64>; 4] = Default::default();
     for _ in 0..SESSIONS {
         // In turn, so that both meet the same moods of the machine.
-        sums[0].push(timed(direct(bench, &login)?, EMERGENCY)?.iter().sum());
+        sums[0].push(timed(login.psql(bench), EMERGENCY)?.iter().sum());
         sums[1].push(timed(through(&node), EMERGENCY)?.iter().sum());
-        sums[2].extend(timed(direct(bench, &login)?, &NOTHING.repeat(NOTHINGS))?);
+        sums[2].extend(timed(login.psql(bench), &NOTHING.repeat(NOTHINGS))?);
         sums[3].extend(timed(through(&node), &NOTHING.repeat(NOTHINGS))?);
     }
     let mut whole: [Vec<f64>; 2] = Default::default();
     for _ in 0..SESSIONS {
-        whole[0].push(session_ms(direct(bench, &login)?)?);
+        whole[0].push(session_ms(login.psql(bench))?);
         whole[1].push(session_ms(through(&node))?);
     }
     let dead = cut_after_s(&node, "SELECT 1;", || remove_recordings(directory.path()))?;
@@ -150,27 +147,12 @@ fn fill(bench: &Bench, node: &Node) -> anyhow::Result<()> {
 }
 
 /// Makes the role that goes past the daemon.
-fn make_login(bench: &Bench, node: &Node) -> anyhow::Result<Value> {
-    let example = bench.programs.bib.with_file_name("examples").join("superuser_login");
-    let superuser = capture(Command::new(example).arg(node.data()))?;
-    let mut login: Value = serde_json::from_str(&superuser).context("read what superuser_login said")?;
+fn make_login(bench: &Bench, node: &Node) -> anyhow::Result<Login> {
+    let superuser = Login::superuser(bench, node)?;
     let sql = "CREATE ROLE bench LOGIN PASSWORD 'bench'; ALTER ROLE bench SET search_path = bib, pg_catalog, pg_temp;
                GRANT bibd_glass_write TO bench";
-    capture(direct(bench, &login)?.args(["-c", sql]))?;
-    (login["user"], login["password"]) = (Value::from("bench"), Value::from("bench"));
-    Ok(login)
-}
-
-fn direct(bench: &Bench, login: &Value) -> anyhow::Result<Command> {
-    let text = |name: &str| login[name].as_str().with_context(|| format!("superuser_login says no `{name}`"));
-    let mut psql = Command::new(bench.postgres.join("psql"));
-    psql.env("PGHOST", text("host")?).env("PGUSER", text("user")?).env("PGPASSWORD", text("password")?);
-    psql.env("PGDATABASE", "bib")
-        .env("PGPORT", "5432")
-        .env("PGSSLMODE", "disable")
-        .env("PGGSSENCMODE", "disable")
-        .arg("-X");
-    Ok(psql)
+    superuser.say(bench, sql)?;
+    Ok(superuser.of("bench", "bench"))
 }
 
 fn through(node: &Node) -> Command {
@@ -198,9 +180,4 @@ fn session_ms(mut psql: Command) -> anyhow::Result<f64> {
     let began = Instant::now();
     capture(psql.args(["-A", "-t", "-c", "SELECT count(*) FROM bib.topics"]))?;
     Ok(began.elapsed().as_secs_f64() * 1_000.0)
-}
-
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
 }

@@ -17,10 +17,12 @@ use crate::process::{capture, root, shown};
 use crate::random::Random;
 use crate::report::{Bound, Figure, Machine, Report};
 
+mod backup;
 mod commits;
 mod container;
 mod files;
 mod glass;
+mod login;
 mod rotation;
 mod siem;
 mod transfer;
@@ -45,6 +47,8 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("container", container::container),
     ("break-glass", glass::glass),
     ("siem", siem::export),
+    ("backup", backup::backup),
+    ("archive", backup::archive),
 ];
 
 /// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.
@@ -219,6 +223,12 @@ fn memory_mib(pid: u32, field: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()? / 1024.0)
+}
+
+/// The middle one.
+pub(super) fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 /// Puts every page of so many bytes of page cache to use once, on the file system of `directory`.
