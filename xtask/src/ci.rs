@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 
 use crate::node::{Profile, Programs};
 use crate::process::{capture, cargo, root, run};
+use crate::soak::Plan;
 use crate::{hardening, image, kubernetes, machine, newer, postgres, soak, test, tidy};
 
-/// Enough to meet each kind of kill once.
-const SOAK_ROUNDS: u64 = 6;
-/// Deaths at steps of each work that has named ones.
-const SOAK_DEATHS: u64 = 3;
-/// The same kills every time: CI looks for what changed.
-const SOAK_SEED: u64 = 1;
+/// Enough to meet each kind of kill once, and three steps of each work that has named ones. Restores to random moments are
+/// among the tests. The same every time: CI looks for what changed.
+const SOAK: Plan = Plan { kills: 6, deaths: 3, moments: 0, seed: 1 };
 
 /// Runs every step in order, cheap ones first.
 ///
@@ -50,7 +48,7 @@ pub fn run_all() -> anyhow::Result<()> {
     let summary = steps.step("tests", || test::run_all(&[]))?;
     steps.step("checklist on every provisioner", || hardening::check(&Programs::built(Profile::Dev)?))?;
     // The tests have built the programs; another selection of packages would build their dependencies again.
-    steps.step("soak", || soak::run(Programs::built(Profile::Dev)?, SOAK_ROUNDS, SOAK_DEATHS, SOAK_SEED, false))?;
+    steps.step("soak", || soak::run(&Programs::built(Profile::Dev)?, &[], SOAK, false))?;
     steps.print();
     println!("{}", summary.unwrap_or_default());
     Ok(())

@@ -59,15 +59,17 @@ enum Command {
         #[arg(long, conflicts_with = "names")]
         page: bool,
     },
-    /// Kills the daemon and PostgreSQL again and again and looks for what was lost; writes docs/soak.md.
+    /// Kills the daemon and PostgreSQL again and again and looks for what was lost; writes docs/soak.json and docs/soak.md.
     Soak {
-        /// How many kills.
+        /// Only these works: migrate, upgrade, rotate, backup, restore, glass, moments, kills; all when none is named.
+        works: Vec<String>,
+        /// How many deaths in each work; a fifth as many moments.
         #[arg(long, default_value_t = 100)]
         rounds: u64,
         /// Makes inputs and moments the same again.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Leave docs/soak.md as it is.
+        /// Leave docs/soak.json and docs/soak.md as they are.
         #[arg(long)]
         no_page: bool,
     },
@@ -89,7 +91,9 @@ fn main() -> ExitCode {
         Command::Test { nextest } => test::run_all(&nextest).map(drop),
         Command::Bench { page: true, .. } => bench::write_page(),
         Command::Bench { names, .. } => bench::run(&names),
-        Command::Soak { rounds, seed, no_page } => soak::run_built(rounds, seed, !no_page),
+        Command::Soak { works, rounds, seed, no_page } => {
+            soak::run_built(&works, soak::Plan::of(rounds, seed), !no_page)
+        }
         Command::Image => image::build(),
         Command::Kubernetes => kubernetes::check(),
         Command::Hardening => {

@@ -5,6 +5,17 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+/// The time, RFC 3339.
+///
+/// # Errors
+/// When the year has more than four digits.
+#[allow(clippy::disallowed_methods, reason = "the tool is its own composition root")]
+pub fn now() -> anyhow::Result<String> {
+    time::OffsetDateTime::from(std::time::SystemTime::now())
+        .format(&time::format_description::well_known::Rfc3339)
+        .context("write the time")
+}
+
 /// One run of the benchmarks.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {

@@ -15,7 +15,7 @@ use crate::node::{Node, Profile, Programs, passable_directory};
 use crate::postgres;
 use crate::process::{capture, root, shown};
 use crate::random::Random;
-use crate::report::{Bound, Figure, Machine, Report};
+use crate::report::{Bound, Figure, Machine, Report, now};
 
 mod backup;
 mod commits;
@@ -76,9 +76,7 @@ pub fn run(names: &[String]) -> anyhow::Result<()> {
     }
     let report = Report {
         commit: crate::soak::commit()?,
-        time: time::OffsetDateTime::from(std::time::UNIX_EPOCH + since_epoch()?)
-            .format(&time::format_description::well_known::Rfc3339)
-            .context("write the time")?,
+        time: now()?,
         seed: SEED,
         machine: machine(&postgres)?,
         figures: merged(figures)?,
@@ -123,11 +121,6 @@ fn merged(new: Vec<Figure>) -> anyhow::Result<Vec<Figure>> {
         all.extend(source.iter().filter(|figure| figure.benchmark == *name).cloned());
     }
     Ok(all)
-}
-
-#[allow(clippy::disallowed_methods, reason = "the tool is its own composition root")]
-fn since_epoch() -> anyhow::Result<Duration> {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("the clock stands before 1970")
 }
 
 fn machine(postgres: &Path) -> anyhow::Result<Machine> {

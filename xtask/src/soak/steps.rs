@@ -1,8 +1,7 @@
-//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a migration of the schema, an upgrade
-//! of PostgreSQL, a rotation, a backup, a restore or a grant of break-glass (`BIBD_DIE_AT`; the daemon refuses a name that it does not know). Then it is started again, within
-//! ten seconds one valid state is found, and the same work is done to its end.
+//! Deaths at named steps: the daemon, or a restore, kills itself right after a step of a work (`BIBD_DIE_AT`; the daemon
+//! refuses a name that it does not know). Then it is started again, within ten seconds one valid state is found, and the
+//! same work is done to its end.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::glass;
+use super::report::Found;
 use crate::newer;
 use crate::node::{DIE_AT, Node, Programs, passable_directory};
 use crate::process::capture;
@@ -31,60 +31,44 @@ const WORKS: [(&str, &[&str]); 6] = [
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(10);
 const KILLED: Option<i32> = Some(9);
 
-/// What a run found.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// Deaths by step.
-    deaths: BTreeMap<String, u64>,
-    /// The longest recovery.
-    slowest: Duration,
-    pub(super) failures: Vec<String>,
-}
-
-/// So many deaths in each work, at steps that follow one another from one that the seed chooses.
+/// So many deaths in this work, at steps that follow one another from one that the seed chooses.
 ///
 /// # Errors
-/// When the node cannot be had. What did not hold is in the outcome.
-pub(super) fn run(programs: &Programs, rounds: u64, seed: u64) -> anyhow::Result<Outcome> {
+/// When the node cannot be had. What did not hold is in `found`.
+pub(super) fn run(programs: &Programs, work: &str, rounds: u64, seed: u64, found: &mut Found) -> anyhow::Result<()> {
+    let names = WORKS.iter().find(|(name, _)| *name == work).context("the work has no steps")?.1;
+    let newer = if work == "upgrade" { newer::find()? } else { None };
     let directory = passable_directory(None)?;
     let mut steps = Steps::begin(programs, directory.path())?;
-    let (mut outcome, mut random) = (Outcome::default(), Random::of(seed));
-    let newer = newer::find()?;
-    for (work, names) in WORKS {
-        let first = random.below(names.len() as u64);
-        for round in 0..rounds {
-            let step = names[usize::try_from((first + round) % names.len() as u64)?];
-            let point = format!("{work}.{step}");
-            let began = Instant::now();
-            let found = match work {
-                "migrate" => steps.migration(&point),
-                "upgrade" => match &newer {
-                    Some(newer) => steps.upgrade(&point, newer),
-                    None => continue,
-                },
-                "rotate" => steps.rotation(&point),
-                "backup" => steps.backup(&point),
-                // Each step in turn with a session and without one.
-                "glass" => steps.glass(&point, (round + round / names.len() as u64).is_multiple_of(2)),
-                _ => steps.restore(&point),
-            };
-            *outcome.deaths.entry(point.clone()).or_default() += 1;
-            let took = began.elapsed().as_secs_f64();
-            match found {
-                Ok(()) => println!("death at {point}: one valid state; the round took {took:.1} s"),
-                Err(error) => {
-                    println!("death at {point}: FAILED: {error:#}\n{}", steps.node.end_of_log());
-                    outcome.failures.push(format!("death at {point}: {error:#}"));
-                    steps.node.die_at(None);
-                    steps.node.kill()?;
-                    steps.node.start().context("after a failed round the node does not start")?;
-                }
+    let first = Random::of(seed).below(names.len() as u64);
+    for round in 0..rounds {
+        let step = names[usize::try_from((first + round) % names.len() as u64)?];
+        let point = format!("{work}.{step}");
+        let began = Instant::now();
+        let outcome = match work {
+            "migrate" => steps.migration(&point),
+            "upgrade" => steps.upgrade(&point, newer.as_deref().context("there is no newer PostgreSQL to upgrade to")?),
+            "rotate" => steps.rotation(&point),
+            "backup" => steps.backup(&point),
+            // Each step in turn with a session and without one.
+            "glass" => steps.glass(&point, (round + round / names.len() as u64).is_multiple_of(2)),
+            _ => steps.restore(&point),
+        };
+        found.died(&format!("after `{point}`"));
+        let took = began.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => println!("death at {point}: one valid state; the round took {took:.1} s"),
+            Err(error) => {
+                println!("death at {point}: FAILED: {error:#}\n{}", steps.node.end_of_log());
+                found.failures.push(format!("death at {point}: {error:#}"));
+                steps.node.die_at(None);
+                steps.node.kill()?;
+                steps.node.start().context("after a failed round the node does not start")?;
             }
         }
     }
-    outcome.slowest = steps.slowest;
-    steps.node.stop()?;
-    Ok(outcome)
+    found.slowest_s = (!steps.slowest.is_zero()).then_some(steps.slowest.as_secs_f64());
+    steps.node.stop()
 }
 
 pub(super) struct Steps {
@@ -287,24 +271,5 @@ impl Steps {
         let verdict = self.node.ask(&["admin", "audit", "verify"])?;
         ensure!(verdict["verdict"] == "OK", "the audit log: {verdict}");
         Ok(())
-    }
-}
-
-impl Outcome {
-    /// The part of `docs/soak.md`.
-    pub(super) fn page(&self) -> String {
-        let mut page = String::from(
-            "\nOn a second node the daemon, or `bibd restore`, dies by signal 9 right after a step of a migration of the schema,\n\
-             an upgrade of PostgreSQL, a rotation, a backup, a restore or a grant of break-glass. Started again it must write\n\
-             again within ten seconds and be in one valid state: a schema that is whole, the old PostgreSQL or the new one\n\
-             with everything in it, one open login of each pair, a backup that is whole or not offered, a target on which no daemon starts until the\n\
-             same restore was finished, neither role nor session of a grant and a report that says what was said.\n\n\
-             | died after | times |\n|---|---|\n",
-        );
-        for (point, count) in &self.deaths {
-            page.push_str(&format!("| `{point}` | {count} |\n"));
-        }
-        page.push_str(&format!("\n- the longest recovery: {:.1} s\n", self.slowest.as_secs_f64()));
-        page
     }
 }
