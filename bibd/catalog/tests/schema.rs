@@ -225,7 +225,7 @@ async fn b_sto_5_a_migration_killed_in_the_middle_leaves_nothing_behind() {
         let waiting = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity
                        WHERE usename = 'bibd_migrate' AND wait_event_type = 'Lock' AND query LIKE 'INSERT%'";
         let mut pid = 0;
-        wait_for("the migration at its last statement", Duration::from_secs(10), async || {
+        wait_for("the migration at its last statement", Duration::from_secs(60), async || {
             pid = text(&mut superuser, waiting).await.parse().unwrap();
             pid != 0
         })

@@ -282,7 +282,7 @@ async fn names_what_a_reload_breaks() {
         let (name, value) = line.split_once(" = ").unwrap();
         let value = value.trim_matches('\'').to_owned();
         if name != "no_such_setting" {
-            wait_for(line, Duration::from_secs(5), async || {
+            wait_for(line, Duration::from_secs(60), async || {
                 let mut monitor = server.connect(GroupRole::Monitor).await;
                 let shown = text(&mut monitor, &format!("SELECT current_setting('{name}')")).await;
                 let seconds = |text: &str| text.replace("60s", "1min");
@@ -296,7 +296,7 @@ async fn names_what_a_reload_breaks() {
         std::fs::write(&conf, before).unwrap();
     }
     run(&mut attacker, "SELECT pg_reload_conf()").await.unwrap();
-    wait_for("the mended configuration", Duration::from_secs(5), async || {
+    wait_for("the mended configuration", Duration::from_secs(60), async || {
         failed(&audit(&server, &expected).await).is_empty()
     })
     .await;
@@ -306,7 +306,7 @@ async fn names_what_a_reload_breaks() {
         let mut monitor = server.connect(GroupRole::Monitor).await;
         let before = append(&conf, "db_user_namespace = 'on'");
         run(&mut attacker, "SELECT pg_reload_conf()").await.unwrap();
-        wait_for("db_user_namespace", Duration::from_secs(5), async || {
+        wait_for("db_user_namespace", Duration::from_secs(60), async || {
             text(&mut monitor, "SHOW db_user_namespace").await == "on"
         })
         .await;
@@ -314,7 +314,7 @@ async fn names_what_a_reload_breaks() {
         assert_eq!(failed(&findings), items(&["C.2-18", "C.4-42"]));
         std::fs::write(&conf, before).unwrap();
         run(&mut attacker, "SELECT pg_reload_conf()").await.unwrap();
-        wait_for("no db_user_namespace", Duration::from_secs(5), async || {
+        wait_for("no db_user_namespace", Duration::from_secs(60), async || {
             text(&mut monitor, "SHOW db_user_namespace").await == "off"
         })
         .await;
@@ -356,7 +356,7 @@ async fn names_an_archive_that_waits_too_long() {
     assert_eq!(archive().await.status, Status::Pass);
     append(&server.layout().data.join("postgresql.conf"), "archive_timeout = 61");
     run(&mut server.attacker().await, "SELECT pg_reload_conf()").await.unwrap();
-    wait_for("the change is seen", Duration::from_secs(5), async || archive().await.status == Status::Fail).await;
+    wait_for("the change is seen", Duration::from_secs(60), async || archive().await.status == Status::Fail).await;
     assert!(archive().await.observed.contains("archive_timeout"), "{:?}", archive().await);
     server.postgres.stop(Stop::Clean).await.unwrap();
 }
@@ -393,7 +393,7 @@ async fn names_what_a_restart_breaks() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    wait_for("the broken server", Duration::from_secs(20), async || {
+    wait_for("the broken server", Duration::from_secs(60), async || {
         assert!(child.try_wait().unwrap().is_none(), "{}", server.log());
         server.postgres.health().await == bibd_postgres::Health::Ready
     })

@@ -294,7 +294,7 @@ async fn a_hole_in_the_tls_is_named() {
     let mut named = async |more: &[&'static str], why: &str| {
         run(&mut attacker, "SELECT pg_reload_conf()").await.unwrap();
         let wanted: BTreeSet<_> = whole.iter().copied().chain(more.iter().copied()).collect();
-        wait_for(why, Duration::from_secs(10), async || failed().await == wanted).await;
+        wait_for(why, Duration::from_secs(60), async || failed().await == wanted).await;
     };
     let key = server.settings.tcp.as_ref().unwrap().listening.files.join("server.key");
     let chmod = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -39,7 +39,12 @@ pub(super) fn run(programs: &Programs, work: &str, rounds: u64, seed: u64, found
     let names = WORKS.iter().find(|(name, _)| *name == work).context("the work has no steps")?.1;
     let newer = if work == "upgrade" { newer::find()? } else { None };
     let directory = passable_directory(None)?;
-    let mut steps = Steps::begin(programs, directory.path())?;
+    let mut steps = Steps::of(programs, directory.path());
+    // The others have a fresh node for each death.
+    let needs_node = !matches!(work, "migrate" | "upgrade");
+    if needs_node {
+        steps.begin(work)?;
+    }
     let first = Random::of(seed).below(names.len() as u64);
     for round in 0..rounds {
         let step = names[usize::try_from((first + round) % names.len() as u64)?];
@@ -63,7 +68,9 @@ pub(super) fn run(programs: &Programs, work: &str, rounds: u64, seed: u64, found
                 found.failures.push(format!("death at {point}: {error:#}"));
                 steps.node.die_at(None);
                 steps.node.kill()?;
-                steps.node.start().context("after a failed round the node does not start")?;
+                if needs_node {
+                    steps.node.start().context("after a failed round the node does not start")?;
+                }
             }
         }
     }
@@ -83,19 +90,22 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// A node with a store, a recovery sheet, a key of break-glass and a backup.
-    fn begin(programs: &Programs, home: &Path) -> anyhow::Result<Self> {
-        let mut steps = Self::of(programs, home);
-        let config = home.join("config");
+    /// Starts the node, with a store, a recovery sheet, a key of break-glass and, to be restored, a backup.
+    fn begin(&mut self, work: &str) -> anyhow::Result<()> {
+        let config = self.home.join("config");
         fs::create_dir_all(&config).context("make the configuration's directory")?;
-        let store = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", home.join("store").display());
-        let text = format!("{store}{}", glass::configuration(home)?);
+        let store = self.home.join("store");
+        let store = format!("backup:\n  store: {}\n  every: 0s\n  archive_timeout: 1s\n", store.display());
+        let text = format!("{store}{}", glass::configuration(&self.home)?);
         fs::write(config.join("config.yaml"), text).context("write the configuration")?;
-        steps.node.start()?;
-        steps.node.ask(&["admin", "recovery", "export", "--out", &home.join("sheet").display().to_string()])?;
-        steps.make_topic()?;
-        steps.make_backup()?;
-        Ok(steps)
+        self.node.start()?;
+        let sheet = self.home.join("sheet").display().to_string();
+        self.node.ask(&["admin", "recovery", "export", "--out", &sheet])?;
+        self.make_topic()?;
+        if work == "restore" {
+            self.make_backup()?;
+        }
+        Ok(())
     }
 
     /// A node that was never started.
