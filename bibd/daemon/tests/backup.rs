@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bib_identity::NodeKey;
 use bib_proto::v1 as pb;
+use bibd::backup::Kind;
 use bibd::backup::document::{self, Manifest};
-use bibd::backup::manifest_key;
 use bibd::clock::{Clock as _, Entropy, SystemClock};
 use bibd::grpc::health::Condition;
 use node::{Node, Place, copy_tree, wait_for};
@@ -258,7 +258,9 @@ async fn what_was_touched_is_refused_by_name() {
         std::fs::write(&path, document::sign(&manifest, &stranger).unwrap()).unwrap();
     });
     assert!(
-        signed.0 == 7 && signed.1.contains(&manifest_key(&backup.id)) && signed.1.contains("not signed by"),
+        signed.0 == 7
+            && signed.1.contains(&Kind::Physical.manifest_key(&backup.id))
+            && signed.1.contains("not signed by"),
         "{signed:?}"
     );
 

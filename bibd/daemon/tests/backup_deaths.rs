@@ -44,8 +44,8 @@ async fn export_recovery(channel: &Channel, to: &Path) {
     std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-async fn make_backup(channel: &Channel) -> Result<pb::Backup, Status> {
-    let request = pb::CreateBackupRequest {};
+async fn make_backup(channel: &Channel, kind: &str) -> Result<pb::Backup, Status> {
+    let request = pb::CreateBackupRequest { kind: kind.to_owned() };
     let mut answers = AdminServiceClient::new(channel.clone()).create_backup(request).await?.into_inner();
     let mut made = None;
     while let Some(answer) = answers.next().await {
@@ -66,11 +66,11 @@ async fn complete(channel: &Channel) -> (usize, usize) {
 }
 
 /// `bibd restore`, dying at `point` when there is one.
-fn restore(place: &Place, to: &Path, point: Option<&str>) -> Output {
+fn restore(place: &Place, to: &Path, point: Option<&str>, which: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
     command.env("BIBD__DATABASE__PROVISIONER", "process");
     command.arg("--config-dir").arg(place.dir.join("none")).arg("restore").arg("--from").arg(place.dir.join("store"));
-    command.arg("--to").arg(to).arg("--identity").arg(place.dir.join("sheet")).args(["--output", "json"]);
+    command.arg("--to").arg(to).arg("--identity").arg(place.dir.join("sheet")).args(["--output", "json"]).args(which);
     if let Some(point) = point {
         command.env(failpoint::VARIABLE, point);
     }
@@ -98,16 +98,25 @@ async fn dies(mut node: Node) -> ExitStatus {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_dies_in_a_backup_leaves_none_or_a_whole_one() {
+    dies_in_a_backup("physical").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_dies_in_a_dump_leaves_none_or_a_whole_one() {
+    dies_in_a_backup("logical").await;
+}
+
+async fn dies_in_a_backup(kind: &str) {
     let place = configured();
     let node = place.start().await;
     let channel = node.channel().await;
     export_recovery(&channel, &place.dir.join("sheet")).await;
-    make_backup(&channel).await.unwrap();
+    make_backup(&channel, kind).await.unwrap();
     let mut expected = 1;
     assert!(node.stop().success());
     for point in failpoint::BACKUP {
         let node = place.start_as(dying_at(&place, point)).await;
-        make_backup(&node.channel().await).await.unwrap_err();
+        make_backup(&node.channel().await, kind).await.unwrap_err();
         dies(node).await;
 
         let begun = Instant::now();
@@ -118,7 +127,7 @@ async fn a_daemon_that_dies_in_a_backup_leaves_none_or_a_whole_one() {
         // The manifest makes a backup: with it the whole is there, without it nothing is offered.
         expected += usize::from(point == "backup.manifest");
         assert_eq!(complete(&channel).await.0, expected, "{point}");
-        let made = make_backup(&channel).await.unwrap();
+        let made = make_backup(&channel, kind).await.unwrap();
         expected += 1;
         assert_eq!(complete(&channel).await, (expected, expected), "{point}: what was cut off is swept");
         assert_eq!(verify(&channel, &made.id).await.unwrap().verdict, "OK", "{point}");
@@ -133,6 +142,15 @@ async fn a_daemon_that_dies_in_a_backup_leaves_none_or_a_whole_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_dies_is_begun_again_and_no_daemon_starts_on_what_it_left() {
+    dies_in_a_restore("physical").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_of_a_dump_that_dies_is_begun_again_and_no_daemon_starts_on_what_it_left() {
+    dies_in_a_restore("logical").await;
+}
+
+async fn dies_in_a_restore(kind: &str) {
     let place = configured();
     let node = place.start().await;
     let channel = node.channel().await;
@@ -140,13 +158,15 @@ async fn a_restore_that_dies_is_begun_again_and_no_daemon_starts_on_what_it_left
     for number in 0..5 {
         make_topic(&channel, &format!("t{number}")).await.unwrap();
     }
-    let backup = make_backup(&channel).await.unwrap();
+    let backup = make_backup(&channel, kind).await.unwrap();
+    // A dump is restored by its name alone.
+    let which = if kind == "logical" { vec!["--backup", backup.id.as_str()] } else { Vec::new() };
     assert!(node.stop().success());
-    let store = std::fs::read(place.dir.join("store").join(manifest_of(&place, &backup.id))).unwrap();
+    let store = std::fs::read(place.dir.join("store").join(manifest_of(&place, kind, &backup.id))).unwrap();
 
     let to = place.dir.join("back");
     for point in failpoint::RESTORE {
-        assert_eq!(restore(&place, &to, Some(point)).status.signal(), KILLED, "{point}");
+        assert_eq!(restore(&place, &to, Some(point), &which).status.signal(), KILLED, "{point}");
         assert!(to.join("RESTORING").exists(), "{point}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_bibd"));
         command.arg("--config-dir").arg(place.dir.join("none")).arg("--data-dir").arg(&to).arg("run");
@@ -156,27 +176,37 @@ async fn a_restore_that_dies_is_begun_again_and_no_daemon_starts_on_what_it_left
         assert_eq!(servers_below(&to).is_empty(), point != "restore.recovered", "{point}");
     }
     // Once more into what the last one left, to the end.
-    let restored = restore(&place, &to, None);
+    let restored = restore(&place, &to, None, &which);
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     let answer: serde_json::Value = serde_json::from_slice(&restored.stdout).unwrap();
     assert_eq!((&answer["verdict"], &answer["rows"]["topics"]), (&"OK".into(), &5.into()), "{answer}");
     assert!(!to.join("RESTORING").exists() && servers_below(&to).is_empty());
-    let untouched = std::fs::read(place.dir.join("store").join(manifest_of(&place, &backup.id))).unwrap();
+    let untouched = std::fs::read(place.dir.join("store").join(manifest_of(&place, kind, &backup.id))).unwrap();
     assert_eq!(store, untouched, "the source is only read");
 }
 
-fn manifest_of(place: &Place, id: &str) -> PathBuf {
+fn manifest_of(place: &Place, kind: &str, id: &str) -> PathBuf {
+    let family = if kind == "logical" { "dump" } else { "base" };
     let peer = std::fs::read_dir(place.dir.join("store")).unwrap().next().unwrap().unwrap().file_name();
-    PathBuf::from(peer).join("base").join(id).join("manifest")
+    PathBuf::from(peer).join(family).join(id).join("manifest")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_dies_in_a_verification_clears_it_away() {
+    dies_in_a_verification("physical").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_dies_in_the_verification_of_a_dump_clears_it_away() {
+    dies_in_a_verification("logical").await;
+}
+
+async fn dies_in_a_verification(kind: &str) {
     let place = configured();
     let node = place.start().await;
     let channel = node.channel().await;
     export_recovery(&channel, &place.dir.join("sheet")).await;
-    let backup = make_backup(&channel).await.unwrap();
+    let backup = make_backup(&channel, kind).await.unwrap();
     assert!(node.stop().success());
     let scratches = || {
         let entries = std::fs::read_dir(place.data()).unwrap().flatten();

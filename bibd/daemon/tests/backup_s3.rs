@@ -132,6 +132,31 @@ async fn a_node_lives_with_a_bucket_and_comes_back_from_it_with_two_keys_alone()
     again.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_goes_into_a_bucket_and_comes_back_from_it() {
+    let server = S3Server::start();
+    let Some(place) = in_a_bucket(&server).await else { return };
+    let node = Node::start_with(&place, "data", &configured(&server, "every: 0s")).await;
+    node.export_recovery(&place.sheet()).await;
+    node.set_credentials(&S3Server::credentials()).await.unwrap();
+    node.make_topic("t").await;
+    // A store that does not take the manifest has no dump; the next one sweeps what is there.
+    server.misbehave("PUT", "/manifest", usize::MAX, Fault::error(507, "InsufficientStorage"));
+    assert!(node.try_backup_of("logical").await.is_err());
+    server.behave();
+    let dump = node.make_dump().await;
+    assert_eq!((node.verify(&dump.id).await.verdict.as_str(), node.backups().await.len()), ("OK", 1));
+    let peer = node.peer();
+    assert_eq!(server.objects(&format!("bib/test/{peer}/dump")).len(), 4, "state, dump, manifest, verified");
+    node.stop().await;
+    let file = place.path("credentials");
+    private(&file, &S3Server::credentials());
+    let arguments =
+        ["--s3-endpoint", &server.endpoint, "--s3-credentials", file.to_str().unwrap(), "--backup", &dump.id];
+    let restored = place.restore("back", &arguments);
+    assert_eq!((&restored["rows"]["topics"], &restored["verdict"]), (&1.into(), &"OK".into()), "{restored}");
+}
+
 /// Now, as texts compare it.
 fn now() -> String {
     SystemClock.now().to_string()
@@ -202,7 +227,7 @@ async fn backups_are_made_and_deleted_in_a_bucket_that_fails_now_and_then() {
 }
 
 async fn make_backup(channel: &tonic::transport::Channel) -> Result<pb::Backup, tonic::Status> {
-    let request = pb::CreateBackupRequest {};
+    let request = pb::CreateBackupRequest::default();
     let mut answers = AdminServiceClient::new(channel.clone()).create_backup(request).await?.into_inner();
     let mut made = None;
     while let Some(answer) = answers.next().await {

@@ -87,18 +87,43 @@ impl PasswordFile {
     }
 }
 
-/// How the program reaches the server, and what it shows.
-enum Way {
+/// How a program that is read through a pipe reaches the server, and what it shows. One at a time.
+pub(crate) enum Way {
     Socket(PasswordFile),
     Tcp(ToolFiles),
 }
 
 impl Way {
-    fn password(&self) -> PathBuf {
+    pub(crate) fn password(&self) -> PathBuf {
         match self {
             Self::Socket(file) => file.0.clone(),
             Self::Tcp(files) => files.password(),
         }
+    }
+
+    /// To this server as `login`, with what the program is told about it: the server's address, and the database where
+    /// one is named.
+    pub(crate) fn to<H: Host>(
+        postgres: &Managed<H>,
+        login: &Login,
+        account: Account,
+        database: Option<&str>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let layout = postgres.layout();
+        if let Some(endpoint) = &postgres.endpoint {
+            let files = ToolFiles::write(layout.socket_dir.join("backup"), endpoint, login, account)?;
+            let database = database.map(|name| format!(" dbname='{name}'")).unwrap_or_default();
+            let arguments = vec![format!("--dbname={}{database}", files.connection())];
+            return Ok((Self::Tcp(files), arguments));
+        }
+        let password = PasswordFile::make(&layout.socket_dir.join("backup.pgpass"), login, account)?;
+        let mut arguments = vec![
+            format!("--host={}", layout.socket_dir.display()),
+            format!("--port={PORT}"),
+            format!("--username={}", login.user),
+        ];
+        arguments.extend(database.map(|name| format!("--dbname={name}")));
+        Ok((Self::Socket(password), arguments))
     }
 }
 
@@ -123,7 +148,7 @@ pub(crate) async fn begin<H: Host>(
 ) -> Result<(BaseBackup, PipeReader), Error> {
     let tools = postgres.host.tools().await?;
     let slot = hold_log(postgres, login).await?;
-    let (way, mut arguments) = way(postgres, login, tools.account)?;
+    let (way, mut arguments) = Way::to(postgres, login, tools.account, None)?;
     arguments.extend([
         "--no-password".to_owned(),
         "--verbose".to_owned(),
@@ -135,23 +160,6 @@ pub(crate) async fn begin<H: Host>(
     ]);
     let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, &way.password()).await?;
     Ok((BaseBackup { end, slot, _way: way }, reader))
-}
-
-/// Where the program finds the server, as arguments.
-fn way<H: Host>(postgres: &Managed<H>, login: &Login, account: Account) -> Result<(Way, Vec<String>), Error> {
-    let layout = postgres.layout();
-    if let Some(endpoint) = &postgres.endpoint {
-        let files = ToolFiles::write(layout.socket_dir.join("backup"), endpoint, login, account)?;
-        let arguments = vec![format!("--dbname={}", files.connection())];
-        return Ok((Way::Tcp(files), arguments));
-    }
-    let password = PasswordFile::make(&layout.socket_dir.join("backup.pgpass"), login, account)?;
-    let arguments = vec![
-        format!("--host={}", layout.socket_dir.display()),
-        format!("--port={PORT}"),
-        format!("--username={}", login.user),
-    ];
-    Ok((Way::Socket(password), arguments))
 }
 
 /// A slot that lives as long as the connection and keeps the log from now on (`max_slot_wal_keep_size` at most).

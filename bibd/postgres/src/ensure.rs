@@ -81,6 +81,9 @@ pub(crate) fn memberships() -> BTreeSet<(String, String)> {
         ("pg_read_all_stats", GroupRole::Monitor.name()),
         // The clean stop's checkpoint; the superuser is not used for it.
         ("pg_checkpoint", GroupRole::Backup.name()),
+        // Logical dumps: partitions, and tables of later migrations, have no grants of their own. Whoever may copy the
+        // whole cluster (REPLICATION) learns nothing more by it.
+        ("pg_read_all_data", GroupRole::Backup.name()),
     ];
     all.extend(fixed.map(|(role, member)| (role.to_owned(), member.to_owned())));
     all

@@ -5,7 +5,8 @@
 //! outside, and never lets a password reach an argument list, an environment, a log or an error: what leaves this
 //! process is a SCRAM verifier. The daemon decides when things happen; this room decides how.
 //!
-//! What it knows of backups is PostgreSQL's part ([`backup`], [`wal`], [`receive`]): the daemon seals, signs, stores.
+//! What it knows of backups is PostgreSQL's part ([`backup`], [`dump`], [`wal`], [`receive`]): the daemon seals, signs,
+//! stores.
 //!
 //! Of break-glass it knows the role and the wire ([`glass`]): the daemon records, decides, and cuts.
 //!
@@ -27,6 +28,7 @@ mod cluster;
 pub mod config;
 pub mod container;
 pub mod database;
+pub mod dump;
 mod ensure;
 pub mod error;
 mod failpoints;
@@ -37,6 +39,7 @@ pub mod kubernetes;
 pub mod managed;
 pub mod moving;
 mod network_fs;
+mod pipe;
 mod postmaster;
 mod probe;
 pub mod process;

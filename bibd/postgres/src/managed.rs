@@ -3,7 +3,7 @@
 //!
 //! Owns `postgres/` in the data directory and `pg/` in the runtime directory.
 
-use std::io::PipeReader;
+use std::io::{PipeReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::backup::{self, BaseBackup, Origin, PasswordFile};
 use crate::checklist::Facts;
 use crate::cluster::{self, Control};
 use crate::config::Config;
+use crate::dump::{self, Dump, LoadError};
 use crate::error::Error;
 use crate::file;
 use crate::host::{Host, Place, Tool, Tools};
@@ -296,6 +297,14 @@ impl<H: Host> ManagedPostgres for Managed<H> {
         backup::begin(self, login, label).await
     }
 
+    async fn dump(&self, login: &Login) -> Result<(Dump, PipeReader), Error> {
+        dump::begin(self, login).await
+    }
+
+    async fn load(&self, login: &Login, dump: Box<dyn Read + Send>) -> Result<(), LoadError> {
+        dump::load(self, login, dump).await
+    }
+
     async fn verify_files(&self, data: &Path) -> Result<(), Error> {
         backup::verify_files(self, data).await
     }
@@ -323,9 +332,9 @@ impl<H: Host> ManagedPostgres for Managed<H> {
 
     async fn run(&self, program: Program<'_>) -> Result<(), Error> {
         let tools = self.host.tools().await?;
-        let Program { name, arguments, places, server, deadline } = program;
+        let Program { name, arguments, places, input, server, deadline } = program;
         let Some((socket_dir, login)) = server else {
-            return self.host.run(tools, &Tool { name, arguments, places, input: None, deadline }).await;
+            return self.host.run(tools, &Tool { name, arguments, places, input, deadline }).await;
         };
         let password = PasswordFile::make(&self.layout().socket_dir.join("client.pgpass"), login, tools.account)?;
         // The only way to name the file that is no variable of the environment, which not every host passes on.
@@ -340,7 +349,7 @@ impl<H: Host> ManagedPostgres for Managed<H> {
         let mut arguments = arguments.to_vec();
         arguments.extend(["--no-password".to_owned(), format!("--dbname={address}")]);
         let places: Vec<PathBuf> = places.iter().cloned().chain([self.layout().socket_dir.clone()]).collect();
-        self.host.run(tools, &Tool { name, arguments: &arguments, places: &places, input: None, deadline }).await
+        self.host.run(tools, &Tool { name, arguments: &arguments, places: &places, input, deadline }).await
     }
 
     fn state(&self) -> watch::Receiver<State> {

@@ -2,7 +2,7 @@
 //!
 //! Three provisioners are foreseen: [`process`](crate::process), [`container`](crate::container) and kubernetes.
 
-use std::io::PipeReader;
+use std::io::{PipeReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::account::Account;
 use crate::backup::{BaseBackup, Origin};
 use crate::checklist::Facts;
+use crate::dump::{Dump, LoadError};
 use crate::error::Error;
 use crate::receive::Programs;
 use crate::record::Choice;
@@ -31,6 +32,8 @@ pub struct Program<'a> {
     pub arguments: &'a [String],
     /// Directories that it works in.
     pub places: &'a [PathBuf],
+    /// A file in one of them that is its standard input.
+    pub input: Option<&'a Path>,
     /// The server that it connects to, by its socket's directory, and as whom.
     pub server: Option<(&'a Path, &'a Login)>,
     /// How long it may take.
@@ -119,6 +122,21 @@ pub trait ManagedPostgres: Send + Sync {
     /// # Errors
     /// When the server does not answer, or the program cannot be run.
     async fn base_backup(&self, login: &Login, label: &str) -> Result<(BaseBackup, PipeReader), Error>;
+
+    /// Begins a logical dump as `login` (of `bibd_backup`): everything of ours in its database, in one snapshot. The
+    /// second value is read to its end: one file that `pg_restore` of this major version and every later one reads. Then
+    /// [`Dump::finish`].
+    ///
+    /// # Errors
+    /// When the server does not answer, a table stays locked, or the program cannot be run.
+    async fn dump(&self, login: &Login) -> Result<(Dump, PipeReader), Error>;
+
+    /// Loads a dump as `login`, which is a member of the owner. It is
+    /// [`Database::load_dump`](crate::Database::load_dump) that is to be called.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    async fn load(&self, login: &Login, dump: Box<dyn Read + Send>) -> Result<(), LoadError>;
 
     /// Looks at the files of an unpacked backup as PostgreSQL itself does: each against its list, and the log.
     ///

@@ -67,7 +67,9 @@ pub(crate) async fn run_with_input<S: AsRef<OsStr>>(
     let mut command = command(&program, account);
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if let Some(input) = input {
-        command.stdin(std::fs::File::open(input).map_err(Error::io("open", input))?);
+        // A named pipe opens once somebody writes: not on this thread.
+        let input = tokio::fs::File::open(input).await.map_err(Error::io("open", input))?;
+        command.stdin(input.into_std().await);
     }
     let output = tokio::time::timeout(deadline, command.output())
         .await

@@ -11,6 +11,7 @@ const POOLS_ARE_OPENED_IN: &[&str] =
 const ASSERTS_SQL_SAFE: &[&str] = &[
     "bibd/catalog/src/db.rs",
     "bibd/catalog/src/migrate.rs",
+    "bibd/postgres/src/dump.rs",
     "bibd/postgres/src/ensure.rs",
     "bibd/postgres/src/superuser.rs",
     "bibd/postgres/src/upgrading/content.rs",

@@ -171,9 +171,10 @@ impl Admin {
         call!(self, No, AdminServiceClient, set_storage_credentials, message)
     }
 
-    /// Makes a backup: progress, then the backup in the last answer.
-    pub async fn create_backup(&self) -> Result<Answers<pb::CreateBackupResponse>> {
-        stream!(self, AdminServiceClient, create_backup, pb::CreateBackupRequest {})
+    /// Makes a backup of this kind, `physical` or `logical`: progress, then the backup in the last answer.
+    pub async fn create_backup(&self, kind: &str) -> Result<Answers<pb::CreateBackupResponse>> {
+        let message = pb::CreateBackupRequest { kind: kind.to_owned() };
+        stream!(self, AdminServiceClient, create_backup, message)
     }
 
     /// The backups in the node's store, newest first.

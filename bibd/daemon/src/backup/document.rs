@@ -9,9 +9,9 @@ use bib_identity::{NodeKey, node_key};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Kind;
 use super::error::BackupError;
 use super::store::Store;
-use super::{manifest_key, verified_key};
 
 /// The format of a manifest.
 pub const MANIFEST_FORMAT: &str = "bib-backup/1";
@@ -115,10 +115,10 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The word about `id`. One that cannot be read or believed is none: then the backup is looked at again.
+    /// The word about the backup `id` of this kind. One that cannot be read or believed is none: then the backup is looked at again.
     #[must_use]
-    pub fn load(store: &Store, node: &PeerId, id: &str) -> Option<Self> {
-        let key = verified_key(id);
+    pub fn load(store: &Store, node: &PeerId, kind: Kind, id: &str) -> Option<Self> {
+        let key = kind.verified_key(id);
         let bytes = read(store, &key).ok()??;
         let (verified, _): (Self, _) = verify(&bytes, node, &key).ok()?;
         let is_its = verified.format == VERIFIED_FORMAT && verified.id == id && verified.node == *node;
@@ -195,35 +195,63 @@ fn read(store: &Store, key: &str) -> Result<Option<Vec<u8>>, BackupError> {
     Ok(Some(bytes))
 }
 
+/// What makes a backup of its kind exist.
+pub(super) trait Described: DeserializeOwned {
+    /// The kind.
+    const KIND: Kind;
+    /// The format that this release knows.
+    const FORMAT: &'static str;
+
+    /// Its format, its name and its node, as it says.
+    fn named(&self) -> (&str, &str, PeerId);
+}
+
+impl Described for Manifest {
+    const KIND: Kind = Kind::Physical;
+    const FORMAT: &'static str = MANIFEST_FORMAT;
+
+    fn named(&self) -> (&str, &str, PeerId) {
+        (&self.format, &self.id, self.node)
+    }
+}
+
+/// Reads what makes the backup `id` exist.
+///
+/// # Errors
+/// [`BackupError::NotFound`], and as [`verify`].
+pub(super) fn load<T: Described>(store: &Store, node: &PeerId, id: &str) -> Result<T, BackupError> {
+    if !is_id(id) {
+        return Err(BackupError::NotFound(id.chars().take(80).collect()));
+    }
+    let key = T::KIND.manifest_key(id);
+    let bytes = read(store, &key)?.ok_or_else(|| BackupError::NotFound(id.to_owned()))?;
+    let (manifest, rest): (T, _) = verify(&bytes, node, &key)?;
+    let wrong = |problem: &str| BackupError::Damaged { object: key.clone(), problem: problem.to_owned() };
+    let (its_format, its_id, its_node) = manifest.named();
+    if its_format != T::FORMAT {
+        return Err(wrong("this release does not know its format"));
+    }
+    if its_id != id || its_node != *node || !rest.is_empty() {
+        return Err(wrong("it is the manifest of another backup"));
+    }
+    Ok(manifest)
+}
+
 impl Manifest {
     /// Reads the manifest of `id`.
     ///
     /// # Errors
     /// [`BackupError::NotFound`], and as [`verify`].
     pub fn load(store: &Store, node: &PeerId, id: &str) -> Result<Self, BackupError> {
-        if !is_id(id) {
-            return Err(BackupError::NotFound(id.chars().take(80).collect()));
-        }
-        let key = manifest_key(id);
-        let bytes = read(store, &key)?.ok_or_else(|| BackupError::NotFound(id.to_owned()))?;
-        let (manifest, rest): (Self, _) = verify(&bytes, node, &key)?;
-        let wrong = |problem: &str| BackupError::Damaged { object: key.clone(), problem: problem.to_owned() };
-        if manifest.format != MANIFEST_FORMAT {
-            return Err(wrong("this release does not know its format"));
-        }
-        if manifest.id != id || manifest.node != *node || !rest.is_empty() {
-            return Err(wrong("it is the manifest of another backup"));
-        }
-        Ok(manifest)
+        load(store, node, id)
     }
 
-    /// Names of backups, oldest first, and whether each is complete. Names begin with their time.
+    /// As [`Kind::names`].
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn names(store: &Store) -> Result<Vec<(String, bool)>, BackupError> {
-        let names = store.list("base/")?.into_iter().filter(|name| is_id(name));
-        names.map(|name| store.has(&manifest_key(&name)).map(|is_complete| (name, is_complete))).collect()
+        Kind::Physical.names(store)
     }
 
     /// The sum of its objects, bytes.
@@ -234,7 +262,7 @@ impl Manifest {
 }
 
 /// Whether a text could be a backup's name: `20261121T140930Z-1f0e`, made by [`name`].
-fn is_id(text: &str) -> bool {
+pub(super) fn is_id(text: &str) -> bool {
     text.len() == 21 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 

@@ -37,6 +37,24 @@ pub enum BackupError {
         /// What was wanted.
         wanted: String,
     },
+    /// Only a physical backup leads to a moment, or as far as the log goes.
+    #[error("the store `{store}` has no backup that the log continues{when}, only logical dumps")]
+    OnlyDumps {
+        /// The store.
+        store: PathBuf,
+        /// ` from before TIME`, or nothing.
+        when: String,
+        /// The newest dump that would do.
+        dump: String,
+    },
+    /// A dump is read by its own version of PostgreSQL and later ones.
+    #[error("the dump is of PostgreSQL {dump}, and the one here is {here}")]
+    OlderPostgres {
+        /// The dump's major version.
+        dump: u32,
+        /// What is here.
+        here: bibd_postgres::Version,
+    },
     /// An object is not what its signed description says.
     #[error("`{object}` is damaged: {problem}")]
     Damaged {
@@ -180,10 +198,11 @@ impl BackupError {
             | Self::IdentityNotLost { .. }
             | Self::OtherSheet { .. }
             | Self::Succeeded { .. }
+            | Self::OlderPostgres { .. }
             | Self::NoCredentialsWanted => ErrorCode::UNMET_CONDITION,
             Self::Credentials(_) => ErrorCode::INVALID,
             Self::Busy => ErrorCode::BUSY,
-            Self::NotFound(_) | Self::NothingFits { .. } => ErrorCode::NOT_FOUND,
+            Self::NotFound(_) | Self::NothingFits { .. } | Self::OnlyDumps { .. } => ErrorCode::NOT_FOUND,
             Self::Damaged { .. } | Self::NotSigned { .. } | Self::Differs(_) => ErrorCode::INTEGRITY,
             Self::Sealed { .. } | Self::Key(_) | Self::Identity { .. } => ErrorCode::IDENTITY_UNUSABLE,
             Self::Postgres(_) | Self::Io { .. } | Self::S3(_) | Self::Open(_) | Self::CredentialsFile(_) => {
@@ -206,6 +225,10 @@ impl BackupError {
             Self::Busy => "try again when it is done".to_owned(),
             Self::NotFound(_) => "`bib admin backup list` shows what there is".to_owned(),
             Self::NothingFits { .. } => "look for another store, or choose another time".to_owned(),
+            Self::OnlyDumps { dump, .. } => format!("restore a dump as it is, without --time: --backup {dump}"),
+            Self::OlderPostgres { dump, .. } => {
+                format!("install PostgreSQL {dump} or later, or name its programs with `database.bin_dir`")
+            }
             Self::Damaged { .. } | Self::NotSigned { .. } => {
                 "restore another backup: `bib admin backup list` shows what there is".to_owned()
             }

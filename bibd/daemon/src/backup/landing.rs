@@ -1,5 +1,5 @@
 //! A backup laid out into a data directory, recovered, looked at, and stopped again: what a restore and a verification
-//! have in common.
+//! have in common. How the database comes out of a logical one is in the private module `loading`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,13 @@ use bibd_postgres::rotation::Which;
 use bibd_postgres::wal::Feed;
 use bibd_postgres::{Database, Failpoints, ManagedPostgres, Recovery, Stop, Target, Wal, Wanted};
 
+use super::Made;
 use super::checkpoints::take_over;
 use super::document::Manifest;
 use super::error::BackupError;
 use super::log::Chain;
 use super::store::Store;
-use super::{base_key, blocking, pack, state_key};
+use super::{blocking, pack};
 use crate::clock::Entropy;
 use crate::config::Config;
 use crate::foundation::{self, SuperuserUses};
@@ -42,7 +43,7 @@ pub struct Landing<'a> {
     /// The store.
     pub store: &'a Store,
     /// The backup.
-    pub manifest: &'a Manifest,
+    pub backup: &'a Made,
     /// The key.
     pub opener: &'a Opener,
     /// The data directory, which exists and is empty but for a marker.
@@ -93,7 +94,7 @@ pub async fn stop_leftover(directory: &Path, config: &Config, entropy: &Entropy)
 }
 
 /// A directory for sockets, which must have short names; gone when dropped.
-fn sockets() -> Result<tempfile::TempDir, BackupError> {
+pub(super) fn sockets() -> Result<tempfile::TempDir, BackupError> {
     let made = tempfile::Builder::new().prefix("bibd-restore-").tempdir().and_then(|directory| {
         // PostgreSQL's own user passes through when we are root; its socket has a private directory in it.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711))?;
@@ -106,20 +107,35 @@ fn sockets() -> Result<tempfile::TempDir, BackupError> {
 ///
 /// # Errors
 /// When it does not end, or a container engine does not answer.
-async fn remove(postgres: &dyn ManagedPostgres) -> Result<(), bibd_postgres::Error> {
+pub(super) async fn remove(postgres: &dyn ManagedPostgres) -> Result<(), bibd_postgres::Error> {
     postgres.stop(Stop::Immediate).await?;
     postgres.dismantle().await
 }
 
 impl Landing<'_> {
     /// Lays everything out, recovers up to `target` and says what is there. `chain` is read for what the backup itself
-    /// does not have. With `list`, PostgreSQL compares every file with its own list first.
+    /// does not have. With `list`, PostgreSQL compares every file with its own list first. A logical backup has one moment,
+    /// no files, and no log that continues it: there the rows are counted.
     ///
     /// # Errors
     /// With the object that is not what it should be, by its name. Nothing in the directory is worth anything then.
     pub async fn run(&self, target: Target, chain: Option<&Chain>, list: bool) -> Result<Examined, BackupError> {
         self.check().await?;
         let key = self.unpack_state().await?;
+        match self.backup {
+            Made::Base(manifest) => Box::pin(self.recover(manifest, key, target, chain, list)).await,
+            Made::Dump(dump) => Box::pin(self.load(dump, key)).await,
+        }
+    }
+
+    async fn recover(
+        &self,
+        manifest: &Manifest,
+        key: NodeKey,
+        target: Target,
+        chain: Option<&Chain>,
+        list: bool,
+    ) -> Result<Examined, BackupError> {
         let runtime = sockets()?;
         let feed_directory = chain.map(|_| runtime.path().join("feed"));
         let recover = |target| Wal::Recover(Recovery { target, feed: feed_directory.clone() });
@@ -127,19 +143,19 @@ impl Landing<'_> {
         let server = |wal| {
             let mut settings = foundation::postgres_settings_at(self.config, self.directory, runtime.path());
             settings.wal = wal;
-            settings.major = Some(self.manifest.postgres);
+            settings.major = Some(manifest.postgres);
             settings.start_deadline = RECOVERY_DEADLINE;
-            let settings = settings.beside_node(&self.manifest.node.short());
+            let settings = settings.beside_node(&manifest.node.short());
             choose(self.wanted, settings, secrets.clone(), foundation::randomness(self.entropy))
         };
         let mut postgres = server(recover(target.clone())).await?;
-        let (data, account) = postgres.begin_restore(self.manifest.postgres).await?;
+        let (data, account) = postgres.begin_restore(manifest.postgres).await?;
         self.unpack_base(&data).await?;
         blocking(move || Ok(bibd_postgres::backup::give_tree(&data, account)?)).await?;
         if list {
             postgres.verify_files(&postgres.layout().data_new.clone()).await?;
         }
-        let identifier = self.manifest.system_identifier.parse().unwrap_or_default();
+        let identifier = manifest.system_identifier.parse().unwrap_or_default();
         postgres.finish_restore(identifier).await?;
         self.failpoints.hit("restore.unpacked");
         let feed = feed_directory.as_deref().map(|path| Feed::create(path, account)).transpose()?;
@@ -160,7 +176,7 @@ impl Landing<'_> {
         postgres.settle_restore(self.now_s).await?;
         let postgres = server(Wal::Recycle).await?;
         self.start(postgres.as_ref(), None).await?;
-        let examined = self.examine(&postgres, &secrets).await;
+        let examined = self.examine(&self.database(&postgres, &secrets)).await;
         let stopped = postgres.stop(Stop::Clean).await;
         let examined = examined?;
         stopped?;
@@ -171,18 +187,20 @@ impl Landing<'_> {
 
     /// Every byte against the manifest, before any is used.
     async fn check(&self) -> Result<(), BackupError> {
-        let (store, manifest) = (self.store.clone(), self.manifest.clone());
+        let (store, backup) = (self.store.clone(), self.backup.clone());
+        let kind = backup.kind();
         blocking(move || {
-            pack::check(&store, &state_key(&manifest.id), &manifest.state)?;
-            pack::check(&store, &base_key(&manifest.id), &manifest.base)
+            pack::check(&store, &kind.state_key(backup.id()), backup.state())?;
+            pack::check(&store, &kind.database_key(backup.id()), backup.database())
         })
         .await
     }
 
     async fn unpack_state(&self) -> Result<NodeKey, BackupError> {
-        let (store, opener, key) = (self.store.clone(), self.opener.clone(), state_key(&self.manifest.id));
+        let (store, opener) = (self.store.clone(), self.opener.clone());
+        let key = self.backup.kind().state_key(self.backup.id());
         let directory = self.directory.to_owned();
-        let node = self.manifest.node;
+        let node = self.backup.node();
         blocking(move || {
             pack::unpack(pack::open(&store, &key, &opener)?, &directory, &key)?;
             let found = NodeKey::load(&directory.join("identity/node_key"));
@@ -195,8 +213,13 @@ impl Landing<'_> {
         .await
     }
 
+    /// Where the database lies.
+    pub(super) fn database_key(&self) -> String {
+        self.backup.kind().database_key(self.backup.id())
+    }
+
     /// The unpacked secrets; what is written is sealed to the recovery key too, as the node did.
-    fn secrets(&self, key: NodeKey) -> Result<Secrets, BackupError> {
+    pub(super) fn secrets(&self, key: NodeKey) -> Result<Secrets, BackupError> {
         let secrets = Secrets::new(&self.directory.join("secrets"), Arc::new(key), Vec::new());
         let sealed = |source| BackupError::Sealed { object: "secrets/recovery.age".to_owned(), source };
         if let Some(public) = recovery::find(&secrets).map_err(sealed)? {
@@ -206,13 +229,17 @@ impl Landing<'_> {
     }
 
     async fn unpack_base(&self, into: &Path) -> Result<(), BackupError> {
-        let (store, opener, key) = (self.store.clone(), self.opener.clone(), base_key(&self.manifest.id));
+        let (store, opener, key) = (self.store.clone(), self.opener.clone(), self.database_key());
         let into: PathBuf = into.to_owned();
         blocking(move || pack::unpack(pack::open(&store, &key, &opener)?, &into, &key)).await
     }
 
     /// Starts the server and feeds it until it takes connections. What ends early leaves no server behind.
-    async fn start(&self, postgres: &dyn ManagedPostgres, fed: Option<(&Chain, &Feed)>) -> Result<(), BackupError> {
+    pub(super) async fn start(
+        &self,
+        postgres: &dyn ManagedPostgres,
+        fed: Option<(&Chain, &Feed)>,
+    ) -> Result<(), BackupError> {
         let feeding = async {
             match fed {
                 Some((chain, feed)) => chain.feed(self.store, self.opener, feed).await,
@@ -231,17 +258,17 @@ impl Landing<'_> {
         outcome
     }
 
-    async fn examine(
-        &self,
-        postgres: &Arc<dyn ManagedPostgres>,
-        secrets: &Arc<Secrets>,
-    ) -> Result<Examined, BackupError> {
-        let random = foundation::randomness(self.entropy);
-        let uses = Arc::new(SuperuserUses::default());
-        let database = Database::new(postgres.clone(), secrets.clone(), uses, random);
+    /// The database on the server that was laid out.
+    pub(super) fn database(&self, postgres: &Arc<dyn ManagedPostgres>, secrets: &Arc<Secrets>) -> Database {
+        let (uses, random) = (Arc::new(SuperuserUses::default()), foundation::randomness(self.entropy));
+        Database::new(postgres.clone(), secrets.clone(), uses, random)
+    }
+
+    /// Gives every login a new password and says what is there.
+    pub(super) async fn examine(&self, database: &Database) -> Result<Examined, BackupError> {
         database.rotate(&Which::all(), self.now_s, |_| std::future::ready(())).await?;
         let db =
-            foundation::open_pools(self.config, &database).map_err(|error| BackupError::Examine(Box::new(error)))?;
+            foundation::open_pools(self.config, database).map_err(|error| BackupError::Examine(Box::new(error)))?;
         let examined = self.look(&db).await;
         db.close().await;
         examined
@@ -259,7 +286,7 @@ impl Landing<'_> {
             ("chunks", chunks::totals(&mut session).await.map_err(failed)?.0),
         ];
         drop(session);
-        let head = &self.manifest.audit;
+        let head = self.backup.audit();
         if head.seq > 0 {
             let mut session = db.read_audit().await.map_err(failed)?;
             let row = audit::find_sealed(&mut session, head.epoch, head.seq).await.map_err(failed)?;
@@ -269,7 +296,7 @@ impl Landing<'_> {
             }
         }
         let file = CheckpointFile::new(&self.directory.join("checkpoints"));
-        let node = &self.manifest.node;
+        let node = &self.backup.node();
         let taken_over = take_over(db, node, &file).await?;
         let inheritance = Inheritance::load(db).await.map_err(failed)?;
         let judged = judge(db, node, &inheritance, &file, |_, _| async { true }).await;

@@ -22,7 +22,7 @@ use super::landing::{Examined, Landing, stop_leftover};
 use super::log::Chain;
 use super::store::{Store, sync_dir};
 use super::successor::{self, Succeeding, Successor};
-use super::{blocking, state};
+use super::{Kind, Made, blocking, state};
 use crate::clock::Entropy;
 use crate::config::{Config, StoreLocation};
 use crate::data_dir::RESTORING;
@@ -46,11 +46,10 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Which backup, with which log, up to where.
-    fn look(&self, store: &Store, node: &PeerId) -> Result<(Manifest, Option<Chain>, Target), BackupError> {
-        let nothing = |wanted: String| BackupError::NothingFits { store: store.place(""), wanted };
+    /// Which backup, with which log, up to where. Only a physical one leads on from its own moment.
+    fn look(&self, store: &Store, node: &PeerId) -> Result<(Made, Option<Chain>, Target), BackupError> {
         if let Choice::Backup(id) = self {
-            return Ok((Manifest::load(store, node, id)?, None, Target::Consistent));
+            return Ok((Made::load(store, node, id)?, None, Target::Consistent));
         }
         let names = Manifest::names(store)?.into_iter().rev().filter(|(_, is_complete)| *is_complete);
         for (name, _) in names {
@@ -60,20 +59,34 @@ impl Choice {
                 if let Some(name) = chain.missing {
                     return Err(BackupError::NotReachable { reachable: chain.reachable, missing: Some(name) });
                 }
-                return Ok((manifest, Some(chain), Target::Latest));
+                return Ok((Made::Base(Box::new(manifest)), Some(chain), Target::Latest));
             };
             if manifest.finished <= *time {
                 let chain = Chain::find(store, &manifest)?;
                 if *time > chain.reachable {
                     return Err(BackupError::NotReachable { reachable: chain.reachable, missing: chain.missing });
                 }
-                return Ok((manifest, Some(chain), Target::Time(time.to_string())));
+                return Ok((Made::Base(Box::new(manifest)), Some(chain), Target::Time(time.to_string())));
             }
         }
-        Err(nothing(match self {
-            Choice::Time(time) => format!("from before {time}"),
-            _ => format!("of node {node}"),
-        }))
+        Err(self.nothing(store, node)?)
+    }
+
+    /// Why no physical backup will do, with the dump that would be the nearest to it.
+    fn nothing(&self, store: &Store, node: &PeerId) -> Result<BackupError, BackupError> {
+        let place = store.place("");
+        let (when, wanted) = match self {
+            Self::Time(time) => (format!(" from before {time}"), format!("from before {time}")),
+            _ => (String::new(), format!("of node {node}")),
+        };
+        for (dump, _) in Kind::Logical.names(store)?.into_iter().rev().filter(|(_, is_complete)| *is_complete) {
+            let made = Made::load_of(store, node, Kind::Logical, &dump)?;
+            let is_late = matches!(self, Self::Time(time) if made.created() > *time);
+            if !is_late {
+                return Ok(BackupError::OnlyDumps { store: place, when, dump });
+            }
+        }
+        Ok(BackupError::NothingFits { store: place, wanted })
     }
 }
 
@@ -112,7 +125,7 @@ pub struct Restore {
 #[derive(Debug)]
 pub struct Restored {
     /// From which backup.
-    pub manifest: Manifest,
+    pub backup: Made,
     /// How far the store reaches.
     pub reachable: Timestamp,
     /// The node's new epoch; `None` after a dry run.
@@ -132,7 +145,7 @@ pub struct Note {
     pub backup: String,
     /// The epoch of the backup.
     pub from_epoch: u64,
-    /// How far: `latest`, `backup`, or a moment.
+    /// How far: `latest`, `backup`, `dump`, or a moment.
     pub target: String,
     /// Checkpoints that the file in the backup had not, and that were taken over from the database.
     pub checkpoints: usize,
@@ -190,14 +203,14 @@ impl Restore {
         };
         let store = Store::of(&self.from, &self.config.backup.s3, self.keys.clone(), &node)?;
         let (from, choice) = (store.clone(), self.choice.clone());
-        let (manifest, chain, target) = blocking(move || choice.look(&from, &node)).await?;
+        let (backup, chain, target) = blocking(move || choice.look(&from, &node)).await?;
         let (at, left) = (store.clone(), naming.as_ref().and_then(|_| successor::key_left_in(&self.to)));
         let left = left.map(|key| key.peer_id());
         blocking(move || successor::require_unclaimed(&at, &node, left.as_ref())).await?;
-        let reachable = chain.as_ref().map_or(manifest.finished, |chain| chain.reachable);
+        let reachable = chain.as_ref().map_or(backup.moment(), |chain| chain.reachable);
         if self.dry_run {
             return Ok(Restored {
-                manifest,
+                backup,
                 reachable,
                 epoch: None,
                 examined: None,
@@ -221,7 +234,7 @@ impl Restore {
         self.failpoints.hit("restore.claimed");
         let landing = Landing {
             store: &store,
-            manifest: &manifest,
+            backup: &backup,
             opener: &opener,
             directory: &self.to,
             config: &self.config,
@@ -235,7 +248,7 @@ impl Restore {
             return Err(BackupError::Differs(format!("the audit log is not whole: {}", examined.explanation)));
         }
         let entitled = next.as_ref().map(|(_, succeeding)| succeeding.entitled(&examined)).transpose()?;
-        let (before, word, taking) = (manifest.epoch, self.entropy.bytes::<16>(), store.clone());
+        let (before, word, taking) = (backup.epoch(), self.entropy.bytes::<16>(), store.clone());
         let epoch = blocking(move || take_epoch(&taking, before, &hex::encode(word))).await?;
         let successor = match next.zip(entitled) {
             // Calls to the store block: no other task of this command waits meanwhile.
@@ -244,9 +257,9 @@ impl Restore {
             }
             None => None,
         };
-        self.settle(&manifest, epoch, examined.taken_over)?;
+        self.settle(&backup, epoch, examined.taken_over)?;
         let configuration = configuration_in(&self.to);
-        Ok(Restored { manifest, reachable, epoch: Some(epoch), examined: Some(examined), configuration, successor })
+        Ok(Restored { backup, reachable, epoch: Some(epoch), examined: Some(examined), configuration, successor })
     }
 
     /// Makes the target and marks it. What an earlier restore left there goes, its server included.
@@ -282,7 +295,7 @@ impl Restore {
     }
 
     /// The last steps: the epoch, a word for the audit log, everything durable, and then the mark goes.
-    fn settle(&self, manifest: &Manifest, epoch: u64, checkpoints: usize) -> Result<(), BackupError> {
+    fn settle(&self, made: &Made, epoch: u64, checkpoints: usize) -> Result<(), BackupError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = self.to.join(name);
             file::replace_private(&path, bytes)
@@ -291,10 +304,11 @@ impl Restore {
         write("identity/epoch", format!("{epoch}\n").as_bytes())?;
         let target = match &self.choice {
             Choice::Newest => "latest".to_owned(),
+            Choice::Backup(_) if made.kind() == Kind::Logical => "dump".to_owned(),
             Choice::Backup(_) => "backup".to_owned(),
             Choice::Time(time) => time.to_string(),
         };
-        let note = Note { backup: manifest.id.clone(), from_epoch: manifest.epoch, target, checkpoints };
+        let note = Note { backup: made.id().to_owned(), from_epoch: made.epoch(), target, checkpoints };
         write(RESTORED, &serde_json::to_vec(&note).map_err(|_| BackupError::Broken)?)?;
         // One call for the many files that were unpacked.
         rustix::fs::sync();

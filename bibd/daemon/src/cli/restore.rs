@@ -8,8 +8,8 @@ use bib_identity::file;
 use bibd_postgres::Failpoints;
 
 use super::{Failure, Output};
-use crate::backup::BackupError;
 use crate::backup::restore::{Choice, Restore, Restored};
+use crate::backup::{BackupError, Made};
 use crate::clock::{Clock as _, Entropy, SystemClock};
 use crate::config::places::Home;
 use crate::config::{Config, Places, StoreLocation};
@@ -118,19 +118,22 @@ fn keys(from: &StoreLocation, given: Option<&Path>, configured: Option<&Path>) -
 }
 
 fn text(restore: &Restore, restored: &Restored) -> String {
-    let manifest = &restored.manifest;
+    let backup = &restored.backup;
     let mut out = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a string does not fail.
         let _ = writeln!(out, "{name:<12} {value}");
     };
-    line("node", manifest.node.to_string());
-    line("backup", manifest.id.clone());
+    line("node", backup.node().to_string());
+    line("backup", backup.id().to_owned());
+    if let Made::Dump(dump) = backup {
+        line("kind", format!("logical dump of PostgreSQL {}, {} rows", dump.postgres, dump.rows()));
+    }
     line(
         "state of",
         match &restore.choice {
             Choice::Newest => restored.reachable.to_string(),
-            Choice::Backup(_) => manifest.finished.to_string(),
+            Choice::Backup(_) => backup.moment().to_string(),
             Choice::Time(time) => time.to_string(),
         },
     );
@@ -140,12 +143,13 @@ fn text(restore: &Restore, restored: &Restored) -> String {
         }
         line("audit log", format!("{}: {}", examined.verdict, examined.explanation));
     }
-    line("chunks in", format!("{} chunks, {} bytes: not in the backup", manifest.chunks.count, manifest.chunks.bytes));
+    let chunks = backup.chunks();
+    line("chunks in", format!("{} chunks, {} bytes: not in the backup", chunks.count, chunks.bytes));
     let Some(epoch) = restored.epoch else {
         out.push_str("\nNothing was written: this was a dry run.\n");
         return out;
     };
-    line("epoch", format!("{epoch}, raised from {}", manifest.epoch));
+    line("epoch", format!("{epoch}, raised from {}", backup.epoch()));
     line("data", restore.to.display().to_string());
     if let Some(next) = &restored.successor {
         line("new node", next.peer.to_string());
@@ -177,19 +181,20 @@ fn text(restore: &Restore, restored: &Restored) -> String {
 }
 
 fn json(restore: &Restore, restored: &Restored) -> String {
-    let manifest = &restored.manifest;
+    let backup = &restored.backup;
     let rows = restored.examined.iter().flat_map(|examined| &examined.rows);
     let rows: serde_json::Map<_, _> = rows.map(|(what, rows)| (what.replace(' ', "_"), (*rows).into())).collect();
     let value = serde_json::json!({
-        "node": manifest.node,
-        "backup": manifest.id,
+        "node": backup.node(),
+        "backup": backup.id(),
+        "kind": backup.kind().name(),
         "reachable": restored.reachable,
         "epoch": restored.epoch,
-        "from_epoch": manifest.epoch,
+        "from_epoch": backup.epoch(),
         "rows": rows,
         "verdict": restored.examined.as_ref().map(|examined| examined.verdict),
-        "chunks": manifest.chunks.count,
-        "chunk_bytes": manifest.chunks.bytes,
+        "chunks": backup.chunks().count,
+        "chunk_bytes": backup.chunks().bytes,
         "data_dir": restored.epoch.map(|_| &restore.to),
         "config": restored.configuration,
         "successor": restored.successor.as_ref().map(|next| serde_json::json!({

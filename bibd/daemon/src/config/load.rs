@@ -463,9 +463,12 @@ fn check(config: &Config) -> Vec<Finding> {
     if !(1..=60).contains(&config.backup.archive_timeout.0.as_secs()) {
         refuse("backup.archive_timeout", "must be 1s to 60s", "remove it to use the default");
     }
-    let (every, verify_every) = (config.backup.every.0.as_secs(), config.backup.verify_every.0.as_secs());
-    if every != 0 && !(3_600..=30 * 86_400).contains(&every) {
-        refuse("backup.every", "must be 1h to 30d, or 0s for never", "1d is usual");
+    let verify_every = config.backup.verify_every.0.as_secs();
+    for (key, every) in [("backup.every", config.backup.every), ("backup.logical_every", config.backup.logical_every)] {
+        let every = every.0.as_secs();
+        if every != 0 && !(3_600..=30 * 86_400).contains(&every) {
+            refuse(key, "must be 1h to 30d, or 0s for never", "1d is usual");
+        }
     }
     if !(3_600..=90 * 86_400).contains(&verify_every) {
         refuse("backup.verify_every", "must be 1h to 90d", "7d is usual");

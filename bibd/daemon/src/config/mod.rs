@@ -447,9 +447,14 @@ pub struct Backup {
     pub s3: S3,
     /// How often a backup is made, 1 hour to 30 days; 0s: only when somebody asks.
     pub every: Span,
-    /// How many backups are kept; older ones go with the log that only they need, 1 to 1000.
+    /// How often a logical dump is made beside, 1 hour to 30 days; 0s: only when somebody asks. It reads the whole
+    /// database again and leads to no moment but its own; what it is for is another version of PostgreSQL.
+    pub logical_every: Span,
+    /// How many backups of each kind that is made on time are kept; older ones go with the log that only they need, 1 to
+    /// 1000.
     pub keep: u32,
-    /// How often the newest backup is restored beside the node and looked at, 1 hour to 90 days.
+    /// How often the newest backup of each kind that is made on time is restored beside the node and looked at, 1 hour to
+    /// 90 days.
     pub verify_every: Span,
     /// How much of the write-ahead log may wait for a store that cannot be reached; then PostgreSQL keeps it.
     pub spool_bytes: Size,
@@ -463,6 +468,7 @@ impl Default for Backup {
             store: None,
             s3: S3::default(),
             every: Span(Duration::from_secs(86_400)),
+            logical_every: Span(Duration::ZERO),
             keep: 7,
             verify_every: Span(Duration::from_secs(7 * 86_400)),
             spool_bytes: Size(1 << 30),

@@ -385,7 +385,13 @@ impl Node {
     }
 
     async fn try_backup(&self) -> Result<pb::Backup, Status> {
-        let mut answers = self.admin().await.create_backup(pb::CreateBackupRequest {}).await?.into_inner();
+        self.try_backup_of("").await
+    }
+
+    /// A backup of this kind.
+    pub async fn try_backup_of(&self, kind: &str) -> Result<pb::Backup, Status> {
+        let request = pb::CreateBackupRequest { kind: kind.to_owned() };
+        let mut answers = self.admin().await.create_backup(request).await?.into_inner();
         let mut made = None;
         while let Some(answer) = answers.next().await {
             made = answer?.backup;
@@ -395,6 +401,10 @@ impl Node {
 
     pub async fn make_backup(&self) -> pb::Backup {
         self.try_backup().await.unwrap()
+    }
+
+    pub async fn make_dump(&self) -> pb::Backup {
+        self.try_backup_of("logical").await.unwrap()
     }
 
     pub async fn can_make_backup(&self) -> bool {
@@ -409,7 +419,7 @@ impl Node {
 
     /// Asks for a backup and goes away after so many answers.
     pub async fn abandon_backup(&self, answers: usize) {
-        let backup = self.admin().await.create_backup(pb::CreateBackupRequest {}).await.unwrap().into_inner();
+        let backup = self.admin().await.create_backup(pb::CreateBackupRequest::default()).await.unwrap().into_inner();
         let seen: Vec<_> = backup.take(answers).collect().await;
         let is_unfinished =
             |answer: &Result<pb::CreateBackupResponse, Status>| answer.as_ref().unwrap().backup.is_none();
@@ -426,8 +436,12 @@ impl Node {
     }
 
     pub async fn verify(&self, id: &str) -> pb::VerifyBackupResponse {
+        self.try_verify(id).await.unwrap()
+    }
+
+    pub async fn try_verify(&self, id: &str) -> Result<pb::VerifyBackupResponse, Status> {
         let request = pb::VerifyBackupRequest { id: id.to_owned() };
-        self.admin().await.verify_backup(request).await.unwrap().into_inner()
+        self.admin().await.verify_backup(request).await.map(tonic::Response::into_inner)
     }
 
     /// Items of the checklist that fail.

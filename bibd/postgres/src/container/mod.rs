@@ -8,7 +8,6 @@ mod describe;
 mod engine;
 mod image;
 mod inspect;
-mod pipe;
 mod spec;
 
 use std::collections::BTreeMap;
@@ -29,6 +28,7 @@ use crate::error::Error;
 use crate::file;
 use crate::host::{Ended, Host, Piped, Place, Running, Tool, Tools};
 use crate::managed::Managed;
+use crate::pipe::Pipe;
 use crate::postmaster;
 use crate::provisioner::Contained;
 use crate::record::{Choice, Record};
@@ -39,7 +39,6 @@ use crate::tool::tail;
 
 use engine::{ASK_DEADLINE, Engine};
 use image::{Image, SURVEY, Survey, read_survey};
-use pipe::Pipe;
 use spec::Spec;
 
 /// A PostgreSQL that runs in a container.

@@ -226,8 +226,7 @@ async fn dump_into(from: &Database, by: &Arc<dyn ManagedPostgres>, shape: &Shape
         format!("--role={OWNER}"),
         format!("--file={}", dump.display()),
     ];
-    arguments.extend(shape.schemas.iter().map(|name| format!("--schema={}", pattern(name))));
-    arguments.extend(shape.extensions.iter().map(|name| format!("--extension={}", pattern(name))));
+    arguments.extend(shape.selection());
     let socket_dir = from.server.layout().socket_dir.clone();
     let places = [by.layout().spool.clone(), socket_dir.clone()];
     let dumped = from.with_owner_login(|login| async move {
@@ -235,6 +234,7 @@ async fn dump_into(from: &Database, by: &Arc<dyn ManagedPostgres>, shape: &Shape
             name: "pg_dump",
             arguments: &arguments,
             places: &places,
+            input: None,
             server: Some((&socket_dir, &login)),
             deadline: COPY_DEADLINE,
         };
@@ -252,6 +252,7 @@ async fn load_from(into: &Database, by: &Arc<dyn ManagedPostgres>, dump: &Path) 
             name: "pg_restore",
             arguments: &arguments,
             places: &places,
+            input: None,
             server: Some((&socket_dir, &login)),
             deadline: COPY_DEADLINE,
         };
@@ -275,14 +276,15 @@ async fn continue_log(new: &Arc<dyn ManagedPostgres>, old: &Layout) -> Result<()
     let data = new.layout().data.clone();
     let arguments = [format!("--next-wal-file={}", first.name()), format!("--pgdata={}", data.display())];
     let places = [data];
-    let program =
-        Program { name: "pg_resetwal", arguments: &arguments, places: &places, server: None, deadline: RESET_DEADLINE };
+    let program = Program {
+        name: "pg_resetwal",
+        arguments: &arguments,
+        places: &places,
+        input: None,
+        server: None,
+        deadline: RESET_DEADLINE,
+    };
     new.run(program).await
-}
-
-/// A name as a pattern that matches it alone.
-fn pattern(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Waits for `work`, and tells the log now and then by how much `place` has grown.
@@ -308,15 +310,4 @@ pub(super) fn size_of(path: &Path) -> u64 {
     }
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries.map(|entry| size_of(&entry.path())).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_matches_itself_alone() {
-        assert_eq!(pattern("bib"), "\"bib\"");
-        assert_eq!(pattern("a\"b*"), "\"a\"\"b*\"");
-    }
 }

@@ -15,11 +15,11 @@ use crate::superuser::silent;
 
 /// What a database is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Schemas that are not PostgreSQL's own and not made by each start.
-    pub(super) schemas: Vec<String>,
+    pub(crate) schemas: Vec<String>,
     /// Extensions that not every database has.
-    pub(super) extensions: Vec<String>,
+    pub(crate) extensions: Vec<String>,
 }
 
 /// Tables and sequences by their quoted names, with what tells one content from another.
@@ -32,6 +32,17 @@ impl Shape {
     pub(super) async fn of(database: &Database) -> Result<Self, Error> {
         as_owner(database, |connection| shape(connection).boxed()).await
     }
+
+    /// As arguments of `pg_dump`.
+    pub(crate) fn selection(&self) -> impl Iterator<Item = String> {
+        let schemas = self.schemas.iter().map(|name| format!("--schema={}", pattern(name)));
+        schemas.chain(self.extensions.iter().map(|name| format!("--extension={}", pattern(name))))
+    }
+}
+
+/// A name as a pattern that matches it alone.
+fn pattern(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Everything in these schemas.
@@ -80,7 +91,8 @@ async fn as_owner<T>(
     read.await?.map_err(Error::sql(WHAT))
 }
 
-async fn shape(connection: &mut PgConnection) -> Result<Shape, sqlx::Error> {
+/// The same over any connection to the database.
+pub(crate) async fn shape(connection: &mut PgConnection) -> Result<Shape, sqlx::Error> {
     let schemas = sqlx::query_scalar(
         "SELECT nspname::text
          FROM pg_catalog.pg_namespace
@@ -132,6 +144,12 @@ mod tests {
 
     fn content(rows: &[(&str, &str)]) -> Content {
         rows.iter().map(|(name, what)| ((*name).to_owned(), (*what).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_name_matches_itself_alone() {
+        assert_eq!(pattern("bib"), "\"bib\"");
+        assert_eq!(pattern("a\"b*"), "\"a\"\"b*\"");
     }
 
     #[test]

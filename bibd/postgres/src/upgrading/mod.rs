@@ -9,7 +9,7 @@
 //! Passwords go along: the new cluster's roles are made from the same sealed document as the old one's.
 
 mod carry;
-mod content;
+pub(crate) mod content;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

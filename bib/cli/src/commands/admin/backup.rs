@@ -18,7 +18,12 @@ use crate::units::format_bytes;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Makes a backup of the database, the identity, the secrets and the configuration; chunks are copied by themselves
-    Create,
+    Create {
+        /// As rows instead of files (`pg_dump`): for every PostgreSQL of the same or a later major version, and for no
+        /// other moment than its own
+        #[arg(long)]
+        logical: bool,
+    },
     /// Shows the backups in the node's store, newest first
     List,
     /// Shows a backup
@@ -44,10 +49,10 @@ pub(crate) enum Command {
 record! {
     /// A backup.
     BackupRow {
-        backup: String = Text listed, state: String = Text listed, created: String = Time listed, finished: String = Time,
-        reachable: String = Time listed, verified: String = Time listed, bytes: u64 = Bytes listed, plain_bytes: u64 = Bytes, epoch: u64 = Text,
-        postgres: u32 = Text, system_identifier: String = Text, timeline: u32 = Text, start_lsn: String = Text,
-        end_lsn: String = Text, audit: String = Text, audit_head: String = Hash, chunks: u64 = Text,
+        backup: String = Text listed, kind: String = Text listed, state: String = Text listed, created: String = Time listed,
+        finished: String = Time, reachable: String = Time listed, verified: String = Time listed, bytes: u64 = Bytes listed,
+        plain_bytes: u64 = Bytes, rows: Option<u64> = Text, epoch: u64 = Text, postgres: u32 = Text listed,
+        system_identifier: String = Text, timeline: Option<u32> = Text, start_lsn: String = Text, end_lsn: String = Text, audit: String = Text, audit_head: String = Hash, chunks: u64 = Text,
         chunk_bytes: u64 = Bytes, recipients: Vec<String> = Lined,
     }
 }
@@ -64,7 +69,7 @@ impl Command {
     /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<()> {
         match self {
-            Self::Create => create(context).await,
+            Self::Create { logical } => create(context, if logical { "logical" } else { "physical" }).await,
             Self::List => {
                 let mut list = context.output.list();
                 for backup in context.client().await?.admin().backups().await? {
@@ -88,8 +93,8 @@ impl Command {
     }
 }
 
-async fn create(context: &Context) -> Result<()> {
-    let mut answers = context.client().await?.admin().create_backup().await?;
+async fn create(context: &Context, kind: &str) -> Result<()> {
+    let mut answers = context.client().await?.admin().create_backup(kind).await?;
     let mut terminal = std::io::stderr().is_terminal().then(std::io::stderr);
     let mut made = None;
     while let Some(answer) = answers.try_next().await? {
@@ -137,6 +142,9 @@ async fn verify(context: &Context, id: String) -> Result<()> {
 impl From<pb::Backup> for BackupRow {
     fn from(backup: pb::Backup) -> Self {
         Self {
+            timeline: (backup.kind != "logical").then_some(backup.timeline),
+            kind: backup.kind,
+            rows: backup.rows,
             backup: backup.id,
             state: backup.state,
             created: backup.created,
@@ -148,7 +156,6 @@ impl From<pb::Backup> for BackupRow {
             epoch: backup.epoch,
             postgres: backup.postgres,
             system_identifier: backup.system_identifier,
-            timeline: backup.timeline,
             start_lsn: backup.start_lsn,
             end_lsn: backup.end_lsn,
             audit: backup.audit,

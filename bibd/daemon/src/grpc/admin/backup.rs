@@ -8,23 +8,25 @@ use tonic::Status;
 
 use super::working::{Told, working};
 use crate::actor::Call;
-use crate::backup::Manifest;
 use crate::backup::landing::Examined;
+use crate::backup::{Kind, Made};
 use crate::services::backup::{Accepted, BackupUseCases, Listed};
+use crate::services::error::ServiceError;
 
 /// Progress, then the backup. Who goes away before the end ends the backup: nothing of it stays.
-pub(super) fn create(backups: BackupUseCases, call: Call) -> BoxStream<'static, Result<CreateBackupResponse, Status>> {
+pub(super) fn create(
+    backups: BackupUseCases,
+    call: Call,
+    kind: Kind,
+) -> BoxStream<'static, Result<CreateBackupResponse, Status>> {
     let (progress, reports) = mpsc::channel(4); // words about the same: the newest is enough
-    let work = async move { backups.create(&call, progress).await };
+    let work = async move { backups.create(&call, kind, progress).await };
     let told = |told| match told {
         Told::Report(bytes_done) => Ok(CreateBackupResponse { bytes_done, backup: None }),
-        Told::End(Ok(manifest)) => {
-            let manifest: Manifest = manifest;
-            let bytes_done = manifest.base.plain_bytes + manifest.state.plain_bytes;
-            let reachable = Some(manifest.created);
-            let state = "complete".to_owned();
-            let listed = Listed { id: manifest.id.clone(), manifest: Some(manifest), state, reachable, verified: None };
-            Ok(CreateBackupResponse { bytes_done, backup: Some(backup(listed)) })
+        Told::End(Ok(made)) => {
+            let made: Made = made;
+            let bytes_done = made.plain_bytes();
+            Ok(CreateBackupResponse { bytes_done, backup: Some(backup(Listed::fresh(made))) })
         }
         Told::End(Err(error)) => Err(Status::from(error)),
     };
@@ -34,25 +36,38 @@ pub(super) fn create(backups: BackupUseCases, call: Call) -> BoxStream<'static, 
 /// A backup as it is listed.
 pub(super) fn backup(listed: Listed) -> pb::Backup {
     let mut answer = pb::Backup { id: listed.id, state: listed.state, ..pb::Backup::default() };
+    listed.kind.name().clone_into(&mut answer.kind);
     answer.reachable = listed.reachable.map(|time| time.to_string()).unwrap_or_default();
     answer.verified = listed.verified.map(|time| time.to_string()).unwrap_or_default();
-    let Some(manifest) = listed.manifest else { return answer };
-    answer.created = manifest.created.to_string();
-    answer.finished = manifest.finished.to_string();
-    answer.bytes = manifest.bytes();
-    answer.plain_bytes = manifest.base.plain_bytes + manifest.state.plain_bytes;
-    answer.epoch = manifest.epoch;
-    answer.postgres = manifest.postgres;
-    answer.system_identifier = manifest.system_identifier;
-    answer.timeline = manifest.timeline;
-    answer.start_lsn = manifest.start_lsn;
-    answer.end_lsn = manifest.end_lsn;
-    answer.audit = format!("{}/{}", manifest.audit.epoch, manifest.audit.seq);
-    answer.audit_head = manifest.audit.head.to_string();
-    answer.chunks = manifest.chunks.count;
-    answer.chunk_bytes = manifest.chunks.bytes;
-    answer.recipients = manifest.recipients;
+    let Some(made) = listed.made else { return answer };
+    answer.created = made.created().to_string();
+    answer.finished = made.finished().to_string();
+    answer.bytes = made.bytes();
+    answer.plain_bytes = made.plain_bytes();
+    answer.epoch = made.epoch();
+    answer.postgres = made.postgres();
+    made.system_identifier().clone_into(&mut answer.system_identifier);
+    answer.audit = format!("{}/{}", made.audit().epoch, made.audit().seq);
+    answer.audit_head = made.audit().head.to_string();
+    answer.chunks = made.chunks().count;
+    answer.chunk_bytes = made.chunks().bytes;
+    answer.recipients = made.recipients().to_vec();
+    match made {
+        Made::Base(manifest) => {
+            answer.timeline = manifest.timeline;
+            answer.start_lsn = manifest.start_lsn;
+            answer.end_lsn = manifest.end_lsn;
+        }
+        Made::Dump(dump) => answer.rows = Some(dump.rows()),
+    }
     answer
+}
+
+/// The kind that a request names; an older client names none and means a physical one.
+pub(super) fn kind(request: &pb::CreateBackupRequest) -> Result<Kind, ServiceError> {
+    let named = Kind::ALL.into_iter().find(|kind| kind.name() == request.kind);
+    let asked = if request.kind.is_empty() { Some(Kind::Physical) } else { named };
+    asked.ok_or_else(|| ServiceError::invalid("kind", "must be physical or logical"))
 }
 
 /// What was in a backup.

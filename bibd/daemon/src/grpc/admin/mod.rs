@@ -411,7 +411,8 @@ impl AdminService for AdminHandler {
     ) -> Result<Response<Self::CreateBackupStream>, Status> {
         let call = call_of(&request)?;
         allow_node(&call, Verb::Maintain)?;
-        Ok(Response::new(backup::create(self.parts.backups.clone(), call)))
+        let kind = backup::kind(request.get_ref())?;
+        Ok(Response::new(backup::create(self.parts.backups.clone(), call, kind)))
     }
 
     async fn list_backups(

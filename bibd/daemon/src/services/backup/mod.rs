@@ -1,40 +1,39 @@
 //! Backups of this node: made, listed, verified, deleted; and the write-ahead log on its way to the store.
 //!
 //! A backup exists once its signed manifest does, which is written last. What a backup that was cut off left behind is
-//! swept before the next one.
+//! swept before the next one. How one is made is in `making`, what is told of it in `listing`, what happens on time in
+//! `keeping`, the way of the log in `shipping`.
 
 mod credentials;
 mod keeping;
+mod listing;
+mod making;
 mod shipping;
 
-use std::io::PipeReader;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bib_core::access::Verb;
 use bib_identity::Recipient;
 use bib_identity::sealed_stream::Opener;
 use bibd_audit::Outcome;
-use bibd_catalog::{audit, chunks};
-use bibd_postgres::{Database, GroupRole, Target, Wanted};
+use bibd_postgres::{Database, Target, Wanted};
 use prometheus::IntGauge;
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 
 pub use self::credentials::Accepted;
+pub use self::listing::Listed;
 use super::base::{Base, allow_node};
 use super::error::ServiceError;
 use super::journal::Act;
 use crate::actor::Call;
-use crate::backup::document::{AuditHead, Chunks, MANIFEST_FORMAT, VERIFIED_FORMAT, Verified, name, sign};
+use crate::backup::document::{VERIFIED_FORMAT, Verified, name, sign};
 use crate::backup::landing::{Examined, Landing, stop_leftover};
-use crate::backup::log::{self, Chain};
+use crate::backup::log;
 use crate::backup::restore::{Note, RESTORED};
-use crate::backup::{
-    BackupError, Manifest, Object, Store, base_key, blocking, manifest_key, pack, state, state_key, verified_key,
-};
+use crate::backup::{BackupError, Kind, Made, Manifest, Store, blocking, state};
 use crate::errors::ErrorCode;
 use crate::foundation::Foundation;
 use crate::grpc::health::{Condition, HealthBoard};
@@ -44,8 +43,6 @@ use crate::services::{recovery, retention};
 
 /// How the names of directories begin in which a backup is verified.
 const SCRATCH: &str = "verify-";
-/// How often whoever waits for a backup hears of it.
-const TELL_EVERY: Duration = Duration::from_millis(500);
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -61,6 +58,8 @@ pub struct BackupUseCases {
     secrets: Secrets,
     health: HealthBoard,
     one_at_a_time: Arc<Mutex<()>>,
+    /// A physical backup is being made: its log counts already.
+    is_making_base: Arc<AtomicBool>,
     /// `bibd_backup_log_waiting_bytes`.
     waiting: IntGauge,
     /// The received log has a gap, and no backup was made since.
@@ -73,19 +72,20 @@ impl std::fmt::Debug for BackupUseCases {
     }
 }
 
-/// A backup as it is listed.
-#[derive(Debug, Clone)]
-pub struct Listed {
-    /// Its name.
-    pub id: String,
-    /// Its manifest; `None` when it cannot be trusted.
-    pub manifest: Option<Manifest>,
-    /// `complete`, or what is wrong with it.
-    pub state: String,
-    /// The last moment that can be restored from it, when it is complete.
-    pub reachable: Option<bib_core::Timestamp>,
-    /// When it was last restored beside the node and found to be whole.
-    pub verified: Option<bib_core::Timestamp>,
+/// Says, as long as it lives, that the log counts.
+struct LogCounts<'a>(&'a AtomicBool);
+
+impl<'a> LogCounts<'a> {
+    fn set(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::SeqCst);
+        Self(flag)
+    }
+}
+
+impl Drop for LogCounts<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
 }
 
 impl BackupUseCases {
@@ -119,6 +119,7 @@ impl BackupUseCases {
             health: foundation.health.clone(),
             foundation: foundation.clone(),
             one_at_a_time: Arc::default(),
+            is_making_base: Arc::default(),
             has_gap: Arc::default(),
         };
         this.clear_verifications().await?;
@@ -171,35 +172,45 @@ impl BackupUseCases {
     ///
     /// # Errors
     /// When the caller may not, or it cannot be made: then nothing of it is left.
-    pub async fn create(&self, call: &Call, progress: mpsc::Sender<u64>) -> Result<Manifest, ServiceError> {
+    pub async fn create(&self, call: &Call, kind: Kind, progress: mpsc::Sender<u64>) -> Result<Made, ServiceError> {
         allow_node(call, Verb::Maintain)?;
-        self.perform(call, progress).await
+        self.perform(call, kind, progress).await
     }
 
-    async fn perform(&self, call: &Call, progress: mpsc::Sender<u64>) -> Result<Manifest, ServiceError> {
+    async fn perform(&self, call: &Call, kind: Kind, progress: mpsc::Sender<u64>) -> Result<Made, ServiceError> {
         let store = self.store()?;
         let _alone = self.alone()?;
         let recipients = self.recipients()?;
+        let _log_counts = (kind == Kind::Physical).then(|| LogCounts::set(&self.is_making_base));
         self.sweep(store).await?;
         let id = name(self.base.now(), self.base.ids.entropy().bytes());
         let target = format!("backup:{id}");
-        let intent = Act::new("backup.create", target.clone(), json!({}));
+        let intent = Act::new("backup.create", target.clone(), json!({ "kind": kind.name() }));
         self.base.journal.record(&self.base.db, call, intent, Outcome::Intent).await?;
-        match self.make(store, &id, recipients, progress).await {
-            Ok(manifest) => {
-                let details = json!({ "bytes": manifest.bytes(), "end_lsn": manifest.end_lsn, "recipients": manifest.recipients });
+        match self.make(store, kind, &id, recipients, progress).await {
+            Ok(made) => {
+                let details = match &made {
+                    Made::Base(manifest) => json!({
+                        "kind": kind.name(), "bytes": made.bytes(), "end_lsn": manifest.end_lsn,
+                        "recipients": made.recipients(),
+                    }),
+                    Made::Dump(dump) => json!({
+                        "kind": kind.name(), "bytes": made.bytes(), "rows": dump.rows(), "recipients": made.recipients(),
+                    }),
+                };
                 let act = Act::new("backup.create", target, details);
                 self.base.journal.record(&self.base.db, call, act, Outcome::Ok).await?;
                 self.health.set("backup", Condition::Serving);
-                if self.has_gap.swap(false, Ordering::SeqCst) {
+                // No dump closes a gap: the log leads on from files alone.
+                if kind == Kind::Physical && self.has_gap.swap(false, Ordering::SeqCst) {
                     self.health.set("log", Condition::Serving);
                 }
-                Ok(manifest)
+                Ok(made)
             }
             Err(error) => {
-                self.forget(store, &id).await;
+                self.forget(store, kind, &id).await;
                 let failed = Outcome::Failed(error.code().to_string());
-                let act = Act::new("backup.create", target, json!({}));
+                let act = Act::new("backup.create", target, json!({ "kind": kind.name() }));
                 self.base.journal.record(&self.base.db, call, act, failed).await?;
                 self.health.set("backup", Condition::Degraded(format!("the last backup failed: {error}")));
                 Err(error.into())
@@ -207,99 +218,17 @@ impl BackupUseCases {
         }
     }
 
-    async fn make(
-        &self,
-        store: &Store,
-        id: &str,
-        recipients: Vec<Recipient>,
-        progress: mpsc::Sender<u64>,
-    ) -> Result<Manifest, BackupError> {
-        let created = self.base.now();
-        let unread = |error: bibd_catalog::Error| BackupError::Examine(Box::new(error));
-        let mut session = self.base.db.read_audit().await.map_err(unread)?;
-        let newest = audit::load_heads(&mut session).await.map_err(unread)?.into_iter().next_back();
-        drop(session);
-        let mut session = self.base.db.read().await.map_err(unread)?;
-        let (count, _, bytes) = chunks::totals(&mut session).await.map_err(unread)?;
-        drop(session);
-        let watched = Arc::new(AtomicU64::new(0));
-        // Before the database: its checkpoints then speak of nothing that the database has not.
-        let state = self.seal_state(store, id, &recipients, &watched).await?;
-        self.foundation.failpoints.hit("backup.begun");
-        let origin = self.foundation.postgres.origin().await?;
-        let login = self.database.login(GroupRole::Backup)?;
-        let (running, reader) = self.foundation.postgres.base_backup(&login, id).await?;
-        let mut sealing =
-            Box::pin(seal_base(store.clone(), id.to_owned(), recipients.clone(), Arc::clone(&watched), reader));
-        let (draft, base) = loop {
-            tokio::select! {
-                sealed = &mut sealing => break sealed?,
-                () = tokio::time::sleep(TELL_EVERY) => {
-                    if progress.send(watched.load(Ordering::Relaxed)).await.is_err() {
-                        tracing::debug!("nobody listens to the progress of the backup");
-                    }
-                }
-            }
-        };
-        // Only now it is known whether what was read is a backup.
-        let range = running.finish().await?;
-        blocking(move || draft.commit()).await?;
-        self.foundation.failpoints.hit("backup.streamed");
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT.to_owned(),
-            id: id.to_owned(),
-            node: self.base.peer,
-            epoch: self.base.epoch,
-            created,
-            finished: self.base.now(),
-            bibd: env!("CARGO_PKG_VERSION").to_owned(),
-            postgres: origin.version.major,
-            system_identifier: origin.system_identifier.to_string(),
-            timeline: range.timeline,
-            start_lsn: range.start_lsn,
-            end_lsn: range.end_lsn,
-            state,
-            base,
-            audit: newest.map_or(
-                AuditHead { epoch: self.base.epoch, seq: 0, head: bib_core::Hash::from_bytes([0; 32]) },
-                |state| AuditHead { epoch: state.epoch, seq: state.seq, head: state.head },
-            ),
-            chunks: Chunks { count, bytes },
-            recipients: recipients.iter().map(ToString::to_string).collect(),
-        };
-        let (store, bytes, key) = (store.clone(), sign(&manifest, &self.base.key)?, manifest_key(id));
-        blocking(move || store.put(&key, &bytes)).await?;
-        self.foundation.failpoints.hit("backup.manifest");
-        Ok(manifest)
-    }
-
-    async fn seal_state(
-        &self,
-        store: &Store,
-        id: &str,
-        recipients: &[Recipient],
-        watched: &Arc<AtomicU64>,
-    ) -> Result<Object, BackupError> {
-        let (store, key, sources) = (store.clone(), state_key(id), self.sources.clone());
-        let (recipients, watched) = (recipients.to_vec(), Arc::clone(watched));
-        blocking(move || {
-            let fill = |to: &mut dyn std::io::Write| state::write(&sources, to);
-            let (draft, object) = pack::seal(store.create(&key)?, &recipients, &watched, fill)?;
-            draft.commit()?;
-            Ok(object)
-        })
-        .await
-    }
-
     /// What backups that were cut off left.
     async fn sweep(&self, store: &Store) -> Result<(), BackupError> {
         let store = store.clone();
         blocking(move || {
-            store.sweep("base")?;
-            for (id, is_complete) in Manifest::names(&store)? {
-                if !is_complete {
-                    tracing::warn!(backup.id = %id, "a backup that was cut off is removed");
-                    remove(&store, &id)?;
+            for kind in Kind::ALL {
+                store.sweep(kind.family())?;
+                for (id, is_complete) in kind.names(&store)? {
+                    if !is_complete {
+                        tracing::warn!(backup.id = %id, "a backup that was cut off is removed");
+                        remove(&store, kind, &id)?;
+                    }
                 }
             }
             Ok(())
@@ -307,58 +236,17 @@ impl BackupUseCases {
         .await
     }
 
-    async fn forget(&self, store: &Store, id: &str) {
+    async fn forget(&self, store: &Store, kind: Kind, id: &str) {
         let (store, id) = (store.clone(), id.to_owned());
-        if let Err(error) = blocking(move || remove(&store, &id)).await {
+        if let Err(error) = blocking(move || remove(&store, kind, &id)).await {
             tracing::warn!(error.cause = %error, "a backup that failed is removed before the next one");
         }
-    }
-
-    /// Every backup, newest first.
-    ///
-    /// # Errors
-    /// When the caller may not, or the store cannot be read.
-    pub async fn list(&self, call: &Call) -> Result<Vec<Listed>, ServiceError> {
-        allow_node(call, Verb::Maintain)?;
-        Ok(self.all().await?)
-    }
-
-    async fn all(&self) -> Result<Vec<Listed>, BackupError> {
-        let (store, peer) = (self.store()?.clone(), self.base.peer);
-        let listed = blocking(move || {
-            let names = Manifest::names(&store)?.into_iter().rev();
-            Ok(names.map(|(id, is_complete)| describe(&store, &peer, id, is_complete)).collect())
-        });
-        listed.await
     }
 
     /// Whether this node has a store of backups.
     #[must_use]
     pub fn has_store(&self) -> bool {
         self.store.is_some()
-    }
-
-    /// When the newest backup that can be restored was begun: what of the node's files is older is in it.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn newest_begun(&self) -> Result<Option<bib_core::Timestamp>, ServiceError> {
-        let complete = self.all().await?.into_iter().filter(|backup| backup.state == "complete");
-        Ok(complete.filter_map(|backup| Some(backup.manifest?.created)).max())
-    }
-
-    /// One backup.
-    ///
-    /// # Errors
-    /// When the caller may not, or there is no such backup that can be trusted.
-    pub async fn show(&self, call: &Call, id: &str) -> Result<Listed, ServiceError> {
-        allow_node(call, Verb::Maintain)?;
-        let (store, peer, id) = (self.store()?.clone(), self.base.peer, id.to_owned());
-        let found = blocking(move || {
-            Manifest::load(&store, &peer, &id)?;
-            Ok(describe(&store, &peer, id, true))
-        });
-        Ok(found.await?)
     }
 
     /// Restores a backup into a directory that is removed again, and says what was in it.
@@ -374,21 +262,21 @@ impl BackupUseCases {
         let store = self.store()?;
         let _alone = self.alone()?;
         let outcome = self.examine(store, id).await;
-        if let Ok(examined) = &outcome {
-            self.note(store, id, examined.verdict).await?;
+        if let Ok((kind, examined)) = &outcome {
+            self.note(store, *kind, id, examined.verdict).await?;
         }
         let (result, details) = match &outcome {
-            Ok(examined) => (Outcome::Ok, json!({ "verdict": examined.verdict })),
+            Ok((kind, examined)) => (Outcome::Ok, json!({ "kind": kind.name(), "verdict": examined.verdict })),
             Err(error) => (Outcome::Failed(error.code().to_string()), json!({})),
         };
         let shown: String = id.chars().take(80).collect();
         let act = Act::new("backup.verify", format!("backup:{shown}"), details);
         self.base.journal.record(&self.base.db, call, act, result).await?;
-        Ok(outcome?)
+        Ok(outcome?.1)
     }
 
     /// Keeps in the store that a backup was looked at, so that it is known when the next is due.
-    async fn note(&self, store: &Store, id: &str, verdict: &str) -> Result<(), BackupError> {
+    async fn note(&self, store: &Store, kind: Kind, id: &str, verdict: &str) -> Result<(), BackupError> {
         let verified = Verified {
             format: VERIFIED_FORMAT.to_owned(),
             id: id.to_owned(),
@@ -396,14 +284,14 @@ impl BackupUseCases {
             time: self.base.now(),
             verdict: verdict.to_owned(),
         };
-        let (store, bytes, key) = (store.clone(), sign(&verified, &self.base.key)?, verified_key(id));
+        let (store, bytes, key) = (store.clone(), sign(&verified, &self.base.key)?, kind.verified_key(id));
         blocking(move || store.put(&key, &bytes)).await
     }
 
-    async fn examine(&self, store: &Store, id: &str) -> Result<Examined, BackupError> {
+    async fn examine(&self, store: &Store, id: &str) -> Result<(Kind, Examined), BackupError> {
         use std::os::unix::fs::PermissionsExt as _;
         let (from, peer, name) = (store.clone(), self.base.peer, id.to_owned());
-        let manifest = blocking(move || Manifest::load(&from, &peer, &name)).await?;
+        let backup = blocking(move || Made::load(&from, &peer, &name)).await?;
         let opener = Opener::of_node(&self.base.key)
             .map_err(|source| BackupError::Sealed { object: "identity/node_key".to_owned(), source })?;
         let data = &self.sources.data;
@@ -416,7 +304,7 @@ impl BackupUseCases {
         self.foundation.at_rest.adopt(scratch.path()).map_err(BackupError::io("encrypt", scratch.path()))?;
         let landing = Landing {
             store,
-            manifest: &manifest,
+            backup: &backup,
             opener: &opener,
             directory: scratch.path(),
             config: self.foundation.config(),
@@ -425,7 +313,7 @@ impl BackupUseCases {
             now_s: self.base.now().as_seconds(),
             failpoints: &self.foundation.failpoints,
         };
-        Box::pin(landing.run(Target::Consistent, None, true)).await
+        Ok((backup.kind(), Box::pin(landing.run(Target::Consistent, None, true)).await?))
     }
 
     /// Deletes a backup, and the log that no other needs. What a person deleted is in the audit log before it is gone.
@@ -440,17 +328,26 @@ impl BackupUseCases {
     async fn discard(&self, call: &Call, id: &str, reason: &str) -> Result<(), ServiceError> {
         let store = self.store()?.clone();
         let _alone = self.alone()?;
-        let from = store.clone();
-        let names = blocking(move || Manifest::names(&from)).await?;
-        if !names.iter().any(|(name, _)| name == id) {
-            return Err(BackupError::NotFound(id.chars().take(80).collect()).into());
-        }
+        let (from, name) = (store.clone(), id.to_owned());
+        let found = blocking(move || {
+            for kind in Kind::ALL {
+                if kind.names(&from)?.iter().any(|(its, _)| *its == name) {
+                    return Ok(Some(kind));
+                }
+            }
+            Ok(None)
+        });
+        let kind = found.await?.ok_or_else(|| BackupError::NotFound(id.chars().take(80).collect()))?;
         let target = format!("backup:{id}");
-        let act = |details| Act::new("backup.delete", target.clone(), details);
-        self.base.journal.record(&self.base.db, call, act(json!({ "reason": reason })), Outcome::Intent).await?;
+        let act = || Act::new("backup.delete", target.clone(), json!({ "kind": kind.name(), "reason": reason }));
+        self.base.journal.record(&self.base.db, call, act(), Outcome::Intent).await?;
         let (peer, id) = (self.base.peer, id.to_owned());
         let deleted = blocking(move || {
-            remove(&store, &id)?;
+            remove(&store, kind, &id)?;
+            // The log is kept for physical backups; a dump that goes frees none of it.
+            if kind == Kind::Logical {
+                return Ok(());
+            }
             let kept: Vec<Manifest> = Manifest::names(&store)?
                 .into_iter()
                 .filter(|(_, is_complete)| *is_complete)
@@ -460,46 +357,15 @@ impl BackupUseCases {
         });
         let outcome = deleted.await;
         let result = outcome.as_ref().map_or_else(|error| Outcome::Failed(error.code().to_string()), |()| Outcome::Ok);
-        self.base.journal.record(&self.base.db, call, act(json!({ "reason": reason })), result).await?;
+        self.base.journal.record(&self.base.db, call, act(), result).await?;
         Ok(outcome?)
     }
 }
 
 /// The manifest first: without it nobody takes the rest for a backup.
-fn remove(store: &Store, id: &str) -> Result<(), BackupError> {
-    store.delete(&[manifest_key(id)])?;
-    store.delete(&[state_key(id), base_key(id), verified_key(id)])
-}
-
-fn describe(store: &Store, peer: &bib_core::PeerId, id: String, is_complete: bool) -> Listed {
-    let unusable = |id, state| Listed { id, manifest: None, state, reachable: None, verified: None };
-    if !is_complete {
-        return unusable(id, "incomplete: it was cut off, or is being made".to_owned());
-    }
-    let manifest = match Manifest::load(store, peer, &id) {
-        Ok(manifest) => manifest,
-        Err(error) => return unusable(id, error.to_string()),
-    };
-    let verified = Verified::load(store, peer, &id).filter(|one| one.verdict == "OK").map(|one| one.time);
-    let (state, reachable) = match Chain::find(store, &manifest) {
-        Ok(chain) => ("complete".to_owned(), chain.reachable),
-        Err(error) => (error.to_string(), manifest.created),
-    };
-    Listed { id, manifest: Some(manifest), state, reachable: Some(reachable), verified }
-}
-
-async fn seal_base(
-    store: Store,
-    id: String,
-    recipients: Vec<Recipient>,
-    watched: Arc<AtomicU64>,
-    mut reader: PipeReader,
-) -> Result<(crate::backup::store::Draft, Object), BackupError> {
-    blocking(move || {
-        let draft = store.create(&base_key(&id))?;
-        pack::seal(draft, &recipients, &watched, |to| std::io::copy(&mut reader, to).map(drop))
-    })
-    .await
+fn remove(store: &Store, kind: Kind, id: &str) -> Result<(), BackupError> {
+    store.delete(&[kind.manifest_key(id)])?;
+    store.delete(&[kind.state_key(id), kind.database_key(id), kind.verified_key(id)])
 }
 
 impl From<BackupError> for ServiceError {

@@ -120,7 +120,7 @@ impl BackupUseCases {
     async fn ship_all(&self, store: &Store) -> Result<(), BackupError> {
         let (store, spool) = (store.clone(), self.spool.clone());
         let (key, epoch) = (Arc::clone(&self.base.key), self.base.epoch);
-        let is_making = self.one_at_a_time.try_lock().is_err();
+        let is_making = self.is_making_base.load(Ordering::SeqCst);
         let recipients = self.recipients();
         blocking(move || {
             let names = wal::spooled(&spool)?;
