@@ -218,7 +218,8 @@ impl Daemon {
         let Begun { front, data, key, epoch, secrets, bound } = front::begin(&options).await?;
         let (config, places) = (&front.loaded.config, &front.places);
         let (random, store) = (foundation::randomness(&options.entropy), Arc::new(secrets.clone()));
-        let mut settings = foundation::postgres_settings(config, places).of_node(&front.peer_id.short());
+        let mut settings =
+            foundation::postgres_settings(config, places, options.clock.clone()).of_node(&front.peer_id.short());
         let at_rest = AtRest::unlock(config.encryption.at_rest, places, &secrets, &key).await?;
         let adopting = at_rest.clone();
         settings.tcp = options.database_tcp;

@@ -12,7 +12,7 @@ use bib_identity::NodeKey;
 use bibd_postgres::choose::choose;
 use bibd_postgres::{Choice, ManagedPostgres, Stop, Wanted};
 
-use crate::clock::Entropy;
+use crate::clock::{Entropy, SystemClock};
 use crate::config::places::Home;
 use crate::config::{Config, Places, StoreLocation};
 use crate::data_dir::{DataDir, DataDirError, REMOVING};
@@ -110,6 +110,8 @@ pub struct Cleanup {
     pub provisioner: Option<Choice>,
     /// What is removed, in the order of names.
     pub parts: Vec<Part>,
+    /// Where its data lies beside that, which is removed too: a volume of Kubernetes.
+    pub volume: Option<String>,
     /// What is the node's too and stays: the configuration, backups, checkpoints kept elsewhere.
     pub stays: Vec<PathBuf>,
     postgres: Option<Arc<dyn ManagedPostgres>>,
@@ -131,6 +133,10 @@ impl Cleanup {
             (_, false) => None,
             (Some(key), true) => Some(server(config, &places, key).await?),
             (None, true) => return Err(CleanupError::NoKey(key_path)),
+        };
+        let volume = match &postgres {
+            Some(postgres) => postgres.data_elsewhere().await?,
+            None => None,
         };
         let mut parts = Vec::new();
         let entries = fs::read_dir(&root).map_err(CleanupError::io("list", &root))?;
@@ -155,6 +161,7 @@ impl Cleanup {
             data,
             peer,
             parts,
+            volume,
             postgres,
         })
     }
@@ -180,6 +187,7 @@ impl Cleanup {
             // Nobody needs the data any more: a clean stop would only take its time.
             postgres.stop(Stop::Immediate).await?;
             postgres.dismantle().await?;
+            postgres.remove_data().await?;
         }
         let root = self.data.root().to_owned();
         let mark = root.join(REMOVING);
@@ -203,7 +211,7 @@ impl Cleanup {
 
 /// The server that is remembered there, whether or not it runs.
 async fn server(config: &Config, places: &Places, key: NodeKey) -> Result<Arc<dyn ManagedPostgres>, CleanupError> {
-    let settings = foundation::postgres_settings(config, places).of_node(&key.peer_id().short());
+    let settings = foundation::postgres_settings(config, places, Arc::new(SystemClock)).of_node(&key.peer_id().short());
     let secrets = Arc::new(Secrets::new(&places.data.join("secrets"), Arc::new(key), Vec::new()));
     let random = foundation::randomness(&Entropy::from_system());
     let postgres = choose(Wanted::Auto, settings, secrets, random).await?;

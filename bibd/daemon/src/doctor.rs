@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bibd_postgres::account::Account;
 use bibd_postgres::choose::Survey;
@@ -153,7 +154,7 @@ fn cache(report: &mut Report, config: &Config, places: &Places) {
 }
 
 async fn postgres(report: &mut Report, config: &Config, places: &Places) {
-    let settings = foundation::postgres_settings(config, places);
+    let settings = foundation::postgres_settings(config, places, Arc::new(SystemClock));
     match Account::choose(settings.run_as.as_ref(), &places.data.join("postgres/data")).await {
         Ok(account) => report.ok("postgres.account", format!("uid {}, gid {}", account.uid, account.gid)),
         Err(error) => {
@@ -161,8 +162,17 @@ async fn postgres(report: &mut Report, config: &Config, places: &Places) {
             return report.note("postgres.account", Status::Fail, chain(&error), hint);
         }
     }
-    let survey = Survey::of(&settings).await;
-    let (choice, why) = survey.choice(foundation::wanted_provisioner(config));
+    let wanted = foundation::wanted_provisioner(config);
+    let survey = Survey::of(&settings, wanted).await;
+    let (choice, why) = survey.choice(wanted);
+    match &survey.kubernetes {
+        Some(Ok(found)) => report.ok("postgres.kubernetes", found.clone()),
+        Some(Err(error)) if choice == Choice::Kubernetes => {
+            report.note("postgres.kubernetes", Status::Fail, chain(error), error.hint());
+        }
+        Some(Err(error)) => report.ok("postgres.kubernetes", format!("passed over: {}", chain(error))),
+        None => {}
+    }
     // What was not chosen need not work; why it was passed over is worth a line.
     for (name, found, own) in [
         ("postgres.container", survey.container.as_ref().map(ToString::to_string), Choice::Container),

@@ -13,7 +13,9 @@ use bibd_postgres::database::Database;
 use bibd_postgres::settings::ContainerLimits;
 use bibd_postgres::superuser::{Act, PrivilegedObserver};
 use bibd_postgres::wal::SEGMENT_BYTES;
-use bibd_postgres::{Choice, Failpoints, Limits, ManagedPostgres, Randomness, RunAs, Settings, Wal, Wanted};
+use bibd_postgres::{
+    Choice, Failpoints, InKubernetes, Limits, ManagedPostgres, Randomness, RunAs, Settings, Wal, Wanted,
+};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
@@ -22,7 +24,7 @@ use crate::app::StartError;
 use crate::at_rest::AtRest;
 use crate::certificates::Certificates;
 use crate::clock::{Clock, Entropy, Ids};
-use crate::config::{self, Compression, Config, Loaded, Places, Provisioner};
+use crate::config::{self, Compression, Config, Loaded, Places, Provisioner, kubernetes_access, kubernetes_settings};
 use crate::data_dir::DataDir;
 use crate::grpc::connections::ConnectionRegistry;
 use crate::grpc::health::HealthBoard;
@@ -178,10 +180,15 @@ impl PrivilegedObserver for SuperuserUses {
     }
 }
 
-/// The provisioner's settings.
-pub(crate) fn postgres_settings(config: &Config, places: &Places) -> Settings {
+/// The provisioner's settings. `clock` tells when certificates begin and end.
+pub(crate) fn postgres_settings(config: &Config, places: &Places, clock: Arc<dyn Clock>) -> Settings {
     let mut settings = postgres_settings_at(config, &places.data, &places.runtime);
     settings.wal = postgres_wal(config);
+    settings.kubernetes = Some(InKubernetes {
+        objects: kubernetes_settings(&config.database),
+        clock: bibd_postgres::tcp::Clock::new(move || clock.now().as_seconds()),
+        access: kubernetes_access(&config.database),
+    });
     settings
 }
 
@@ -239,10 +246,18 @@ pub(crate) fn postgres_settings_at(config: &Config, data: &Path, runtime: &Path)
 /// What the configuration asks for.
 pub(crate) fn wanted_provisioner(config: &Config) -> Wanted {
     match config.database.provisioner {
-        // Loading the configuration refuses what this version does not have.
-        Provisioner::Auto | Provisioner::Kubernetes => Wanted::Auto,
+        Provisioner::Auto => Wanted::Auto,
+        Provisioner::Kubernetes => Wanted::Exactly(Choice::Kubernetes),
         Provisioner::Process => Wanted::Exactly(Choice::Process),
         Provisioner::Container => Wanted::Exactly(Choice::Container),
+    }
+}
+
+/// The same for a server somewhere else, which is for a while and of this machine: a pod is nobody's second.
+pub(crate) fn beside(wanted: Wanted) -> Wanted {
+    match wanted {
+        Wanted::Exactly(Choice::Kubernetes) => Wanted::Exactly(Choice::Process),
+        other => other,
     }
 }
 

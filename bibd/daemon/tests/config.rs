@@ -104,7 +104,11 @@ fn a_value_of_the_wrong_type_is_named_with_its_line() {
 fn what_this_version_cannot_do_is_refused_with_the_reason() {
     let cases = [
         ("database:\n  backend: sqlite\n", "database.backend", "a full node needs the managed PostgreSQL"),
-        ("database:\n  provisioner: kubernetes\n", "database.provisioner", "not available in this version"),
+        (
+            "database:\n  provisioner: kubernetes\n  kubernetes:\n    outside: [192.0.2.0/24]\n",
+            "database.kubernetes.outside",
+            "needs `outside_host`",
+        ),
         ("database:\n  container:\n    digest: sha256:12\n", "database.container.digest", "64 hex digits"),
         ("database:\n  container:\n    memory: 300MiB\n", "database.container.memory", "256MiB more"),
         ("database:\n  container:\n    pids: 20\n", "database.container.pids", "at least 150"),

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::file;
 use crate::host::{Host, Piped, Tool};
 use crate::managed::Managed;
-use crate::provisioner::ManagedPostgres as _;
+use crate::provisioner::ManagedPostgres;
 use crate::record::Record;
 use crate::role::{ADMIN, Login};
 use crate::scram;
@@ -103,14 +103,14 @@ impl Way {
 
     /// To this server as `login`, with what the program is told about it: the server's address, and the database where
     /// one is named.
-    pub(crate) fn to<H: Host>(
-        postgres: &Managed<H>,
+    pub(crate) fn to(
+        postgres: &dyn ManagedPostgres,
         login: &Login,
         account: Account,
         database: Option<&str>,
     ) -> Result<(Self, Vec<String>), Error> {
         let layout = postgres.layout();
-        if let Some(endpoint) = &postgres.endpoint {
+        if let Some(endpoint) = postgres.endpoint() {
             let files = ToolFiles::write(layout.socket_dir.join("backup"), endpoint, login, account)?;
             let database = database.map(|name| format!(" dbname='{name}'")).unwrap_or_default();
             let arguments = vec![format!("--dbname={}{database}", files.connection())];
@@ -142,11 +142,12 @@ pub(crate) async fn origin<H: Host>(postgres: &Managed<H>) -> Result<Origin, Err
 
 /// See [`ManagedPostgres::base_backup`].
 pub(crate) async fn begin<H: Host>(
-    postgres: &Managed<H>,
+    postgres: &dyn ManagedPostgres,
+    host: &H,
     login: &Login,
     label: &str,
 ) -> Result<(BaseBackup, PipeReader), Error> {
-    let tools = postgres.host.tools().await?;
+    let tools = host.tools().await?;
     let slot = hold_log(postgres, login).await?;
     let (way, mut arguments) = Way::to(postgres, login, tools.account, None)?;
     arguments.extend([
@@ -158,12 +159,12 @@ pub(crate) async fn begin<H: Host>(
         "--checkpoint=fast".to_owned(),
         format!("--label={label}"),
     ]);
-    let (end, reader) = postgres.host.pipe(tools, TOOL, &arguments, &way.password()).await?;
+    let (end, reader) = host.pipe(tools, TOOL, &arguments, &way.password()).await?;
     Ok((BaseBackup { end, slot, _way: way }, reader))
 }
 
 /// A slot that lives as long as the connection and keeps the log from now on (`max_slot_wal_keep_size` at most).
-async fn hold_log<H: Host>(postgres: &Managed<H>, login: &Login) -> Result<PgConnection, Error> {
+async fn hold_log(postgres: &dyn ManagedPostgres, login: &Login) -> Result<PgConnection, Error> {
     let hold = Error::sql("hold the log for a backup");
     let options = postgres.connect_options(login).disable_statement_logging();
     let opened = async {
@@ -180,11 +181,11 @@ async fn hold_log<H: Host>(postgres: &Managed<H>, login: &Login) -> Result<PgCon
 }
 
 /// See [`ManagedPostgres::verify_files`].
-pub(crate) async fn verify_files<H: Host>(postgres: &Managed<H>, data: &Path) -> Result<(), Error> {
+pub(crate) async fn verify_files<H: Host>(host: &H, data: &Path) -> Result<(), Error> {
     let arguments = ["--quiet".to_owned(), data.display().to_string()];
     let places = [data.to_owned()];
     let verify = Tool { name: VERIFY, arguments: &arguments, places: &places, input: None, deadline: VERIFY_DEADLINE };
-    postgres.host.run(postgres.host.tools().await?, &verify).await
+    host.run(host.tools().await?, &verify).await
 }
 
 /// See [`ManagedPostgres::begin_restore`].

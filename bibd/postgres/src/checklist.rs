@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::version::Version;
 
 pub use facts::Facts;
+pub(crate) use facts::passwords_in;
 pub use privileges::matrix;
 
 /// One item's verdict.

@@ -8,6 +8,7 @@ use crate::binaries;
 use crate::container::{self, ContainerPostgres, Look};
 use crate::error::Error;
 use crate::host::{Host as _, Place};
+use crate::kubernetes::{KubernetesPostgres, Trouble};
 use crate::process::ProcessPostgres;
 use crate::provisioner::ManagedPostgres;
 use crate::random::Randomness;
@@ -18,8 +19,8 @@ use crate::settings::Settings;
 /// What the configuration asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// The remembered one; else a container where an engine has the image, else a process where there are binaries,
-    /// else a container whose image is pulled.
+    /// The remembered one; else a pod where this is a pod that may make one; else a container where an engine has the
+    /// image, else a process where there are binaries, else a container whose image is pulled.
     Auto,
     /// This one.
     Exactly(Choice),
@@ -48,8 +49,14 @@ pub async fn choose(
         (None, Wanted::Auto) => None,
     };
     match choice {
-        Some(choice) => Ok(under(choice, &settings, &secrets, &random)),
+        Some(choice) => under(choice, &settings, &secrets, &random),
         None => {
+            if let Some(own) = &settings.kubernetes {
+                match Box::pin(KubernetesPostgres::at_hand(own)).await {
+                    Ok(_) => return under(Choice::Kubernetes, &settings, &secrets, &random),
+                    Err(error) => tracing::info!(reason = %error, "the provisioner `kubernetes` is passed over"),
+                }
+            }
             let container = ContainerPostgres::new(settings.clone(), secrets.clone(), random.clone());
             first(Arc::new(container), Arc::new(ProcessPostgres::new(settings, secrets, random))).await
         }
@@ -57,17 +64,24 @@ pub async fn choose(
 }
 
 /// The server under this one, whatever is remembered.
+///
+/// # Errors
+/// [`Trouble::NotHere`] for one in Kubernetes that is nobody's own.
 pub(crate) fn under(
     choice: Choice,
     settings: &Settings,
     secrets: &Arc<dyn SecretStore>,
     random: &Randomness,
-) -> Arc<dyn ManagedPostgres> {
+) -> Result<Arc<dyn ManagedPostgres>, Error> {
     let (settings, secrets, random) = (settings.clone(), secrets.clone(), random.clone());
-    match choice {
+    Ok(match choice {
         Choice::Process => Arc::new(ProcessPostgres::new(settings, secrets, random)),
         Choice::Container => Arc::new(ContainerPostgres::new(settings, secrets, random)),
-    }
+        Choice::Kubernetes => {
+            let own = settings.kubernetes.clone().ok_or_else(|| Error::Kubernetes(Box::new(Trouble::NotHere)))?;
+            Arc::new(KubernetesPostgres::new(settings, own, secrets, random))
+        }
+    })
 }
 
 /// The first that works here, the quickest to know first: nobody waits for an image who has binaries.
@@ -116,6 +130,9 @@ fn remembered(settings: &Settings) -> Result<Option<Choice>, Error> {
 pub struct Survey {
     /// What PROVISIONER says.
     pub remembered: Result<Option<Choice>, Error>,
+    /// The cluster that would run it, or why not: the one that this process is a pod of, unless Kubernetes is chosen.
+    /// Nothing for a server that is never to run there.
+    pub kubernetes: Option<Result<String, Trouble>>,
     /// The container engine with its image, or why not.
     pub container: Result<Look, Error>,
     /// The binaries, or why not.
@@ -123,10 +140,20 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Looks at every provisioner.
-    pub async fn of(settings: &Settings) -> Self {
+    /// Looks at every provisioner, for a start under `wanted`.
+    pub async fn of(settings: &Settings, wanted: Wanted) -> Self {
+        let remembered = remembered(settings);
+        // From outside only where somebody said so: nobody's kubeconfig makes a database by itself.
+        let is_chosen = wanted == Wanted::Exactly(Choice::Kubernetes)
+            || matches!(&remembered, Ok(Some(choice)) if *choice == Choice::Kubernetes);
+        let kubernetes = match &settings.kubernetes {
+            Some(own) if is_chosen => Some(Box::pin(KubernetesPostgres::reached(own)).await),
+            Some(own) => Some(Box::pin(KubernetesPostgres::at_hand(own)).await),
+            None => None,
+        };
         Self {
-            remembered: remembered(settings),
+            remembered,
+            kubernetes,
             container: container::look(settings).await,
             process: binaries_of(settings).await,
         }
@@ -134,6 +161,9 @@ impl Survey {
 
     /// The choice of a start under `wanted`, and why. A start may still find that an image cannot be pulled.
     pub fn choice(&self, wanted: Wanted) -> (Choice, &'static str) {
+        if let (Ok(None), Wanted::Auto, Some(Ok(_))) = (&self.remembered, wanted, &self.kubernetes) {
+            return (Choice::Kubernetes, "is the first that works here");
+        }
         match (&self.remembered, wanted, &self.container, &self.process) {
             (Ok(Some(choice)), ..) => (*choice, "made this node's database"),
             (_, Wanted::Exactly(choice), ..) => (choice, "is configured"),

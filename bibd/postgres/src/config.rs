@@ -49,6 +49,11 @@ impl Config {
         Self::of(version, layout, limits, wal, None)
     }
 
+    /// What a setting is to be.
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
     /// The files for a server of `version` that is reached over TCP and has no socket. Its log leaves by streaming
     /// replication and not by a command: who takes it away is another machine.
     pub fn over_tcp(version: Version, layout: &Layout, limits: &Limits, wal: &Wal, listening: &Listening) -> Self {

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::host::{Host, Piped};
 use crate::managed::Managed;
 use crate::pipe::{self, Fifo};
-use crate::provisioner::{ManagedPostgres as _, Program};
+use crate::provisioner::{ManagedPostgres, Program};
 use crate::role::{DATABASE, GroupRole, Login, OWNER};
 use crate::superuser::silent;
 use crate::tool::tail;
@@ -51,8 +51,12 @@ pub struct Dump {
 }
 
 /// See [`ManagedPostgres::dump`](crate::ManagedPostgres::dump).
-pub(crate) async fn begin<H: Host>(postgres: &Managed<H>, login: &Login) -> Result<(Dump, PipeReader), Error> {
-    let tools = postgres.host.tools().await?;
+pub(crate) async fn begin<H: Host>(
+    postgres: &dyn ManagedPostgres,
+    host: &H,
+    login: &Login,
+) -> Result<(Dump, PipeReader), Error> {
+    let tools = host.tools().await?;
     let options = silent(postgres.connect_options(login));
     let opened = async {
         let mut connection = options.connect().await?;
@@ -72,7 +76,7 @@ pub(crate) async fn begin<H: Host>(postgres: &Managed<H>, login: &Login) -> Resu
         format!("--lock-wait-timeout={}", LOCK_WAIT.as_millis()),
     ]);
     arguments.extend(shape.selection());
-    let (end, reader) = postgres.host.pipe(tools, DUMP, &arguments, &way.password()).await?;
+    let (end, reader) = host.pipe(tools, DUMP, &arguments, &way.password()).await?;
     Ok((Dump { end, snapshot, tables, _way: way }, reader))
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::kubernetes::Trouble;
 use crate::secrets::SecretStoreError;
 use crate::tcp::TlsError;
 use crate::version::{NEWEST_MAJOR, OLDEST_MAJOR, Version};
@@ -282,6 +283,9 @@ pub enum Error {
         /// The process, as the engine counts.
         pid: i64,
     },
+    /// Something of Kubernetes.
+    #[error(transparent)]
+    Kubernetes(Box<Trouble>),
     /// The database exists, its passwords do not.
     #[error("the database exists, but its sealed passwords (`db`) do not")]
     SecretsMissing,
@@ -511,6 +515,7 @@ impl Error {
                 "run bibd on the machine of the engine, outside of a container, or set database.provisioner to process"
                     .to_owned()
             }
+            Self::Kubernetes(trouble) => trouble.hint(),
             Self::SecretsMissing | Self::SecretsDamaged { .. } => {
                 "restore secrets/db.age from a backup; it is never made anew over an existing database".to_owned()
             }

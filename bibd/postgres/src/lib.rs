@@ -12,8 +12,8 @@
 //!
 //! Where no socket reaches the server, [`tcp`] makes the certificates and connects with them.
 //!
-//! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner does), then [`process`] and
-//! [`container`] (where the programs run), [`choose`] (which of them), [`moving`] (from one to the other),
+//! Start reading at [`provisioner`] (the trait) and [`managed`] (what every provisioner of this machine does), then
+//! [`process`] and [`container`] (where the programs run), [`kubernetes`] (a pod), [`choose`] (which of them), [`moving`] (from one to the other),
 //! [`upgrading`] (to a newer major version), [`database`]
 //! (roles, logins, the migrations' door), [`rotation`] and [`checklist`] (`bib admin db audit`).
 
@@ -66,7 +66,7 @@ pub use container::ContainerPostgres;
 pub use database::Database;
 pub use error::Error;
 pub use failpoints::Failpoints;
-pub use kubernetes::KubernetesSettings;
+pub use kubernetes::{InKubernetes, KubernetesPostgres, KubernetesSettings};
 pub use network_fs::network_kind;
 pub use process::ProcessPostgres;
 pub use provisioner::{Contained, Health, ManagedPostgres, Program, Provisioned, Started, State, Stop};

@@ -169,15 +169,7 @@ impl<H: Host> Managed<H> {
     /// Secrets, `initdb` beside its place, and the move into it.
     async fn initialise(&self, tools: &Tools) -> Result<(), Error> {
         let layout = self.layout();
-        let secrets = match DbSecrets::read(self.secrets.as_ref())? {
-            // An interrupted attempt sealed them already.
-            Some(secrets) => secrets,
-            None => {
-                let secrets = DbSecrets::generate(&self.random);
-                secrets.write(self.secrets.as_ref())?;
-                secrets
-            }
-        };
+        let secrets = DbSecrets::first(self.secrets.as_ref(), &self.random)?;
         let verifier = scram::verifier(secrets.admin(), &self.random);
         drop(secrets);
         let config = self.config_of(tools.version);
@@ -294,11 +286,11 @@ impl<H: Host> ManagedPostgres for Managed<H> {
     }
 
     async fn base_backup(&self, login: &Login, label: &str) -> Result<(BaseBackup, PipeReader), Error> {
-        backup::begin(self, login, label).await
+        backup::begin(self, &self.host, login, label).await
     }
 
     async fn dump(&self, login: &Login) -> Result<(Dump, PipeReader), Error> {
-        dump::begin(self, login).await
+        dump::begin(self, &self.host, login).await
     }
 
     async fn load(&self, login: &Login, dump: Box<dyn Read + Send>) -> Result<(), LoadError> {
@@ -306,7 +298,7 @@ impl<H: Host> ManagedPostgres for Managed<H> {
     }
 
     async fn verify_files(&self, data: &Path) -> Result<(), Error> {
-        backup::verify_files(self, data).await
+        backup::verify_files(&self.host, data).await
     }
 
     async fn begin_restore(&self, major: u32) -> Result<(PathBuf, Account), Error> {

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::failpoints::Failpoints;
 use crate::file;
 use crate::host::Place;
+use crate::kubernetes::Trouble;
 use crate::postmaster;
 use crate::provisioner::{ManagedPostgres, Stop};
 use crate::random::Randomness;
@@ -107,7 +108,8 @@ pub async fn examine(
     if from == to {
         return Err(Error::AlreadyThere { choice: to.name() });
     }
-    let version = under(to, settings, &secrets, &random).version().await?;
+    refuse_kubernetes(from, to)?;
+    let version = under(to, settings, &secrets, &random)?.version().await?;
     if version.major != record.major {
         return Err(Error::WrongMajor { data: record.major, found: version, bin_dir: PathBuf::from(to.name()) });
     }
@@ -166,13 +168,14 @@ async fn hand_over(
 ) -> Result<(), Error> {
     let layout = Place::new(settings.clone()).layout;
     let record = Record::read(&layout.provisioner)?.ok_or(Error::NotProvisioned)?;
-    let source = under(from, settings, secrets, random);
+    refuse_kubernetes(from, to)?;
+    let source = under(from, settings, secrets, random)?;
     // Cut off after PROVISIONER was written: the rest is what is left to do.
     if known(&record)? != to {
         let (RecordState::Ready, Some(identifier)) = (record.state, record.system_identifier) else {
             return Err(Error::NotProvisioned);
         };
-        let target = under(to, settings, secrets, random);
+        let target = under(to, settings, secrets, random)?;
         let version = target.version().await?;
         if version.major != record.major {
             return Err(Error::WrongMajor { data: record.major, found: version, bin_dir: PathBuf::from(to.name()) });
@@ -191,6 +194,14 @@ async fn hand_over(
         failpoints.hit("move.started");
     }
     dismantle(source.as_ref()).await;
+    Ok(())
+}
+
+/// What lies in a volume is no directory that another provisioner could open.
+fn refuse_kubernetes(from: Choice, to: Choice) -> Result<(), Error> {
+    if [from, to].contains(&Choice::Kubernetes) {
+        return Err(Error::Kubernetes(Box::new(Trouble::MoveElsewhere)));
+    }
     Ok(())
 }
 

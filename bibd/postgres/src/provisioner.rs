@@ -1,6 +1,7 @@
 //! What every provisioner of PostgreSQL can do. The daemon knows only this.
 //!
-//! Three provisioners are foreseen: [`process`](crate::process), [`container`](crate::container) and kubernetes.
+//! There are three provisioners: [`process`](crate::process), [`container`](crate::container) and
+//! [`kubernetes`](crate::kubernetes).
 
 use std::io::{PipeReader, Read};
 use std::path::{Path, PathBuf};
@@ -178,6 +179,23 @@ pub trait ManagedPostgres: Send + Sync {
     /// What a container engine says.
     async fn dismantle(&self) -> Result<(), Error>;
 
+    /// Where the server's data lies when it is not in its directories, for whoever is asked whether it may go. Nothing
+    /// where there is none.
+    ///
+    /// # Errors
+    /// What a cluster says.
+    async fn data_elsewhere(&self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    /// Removes that data, for ever. The server must have been dismantled.
+    ///
+    /// # Errors
+    /// What a cluster says.
+    async fn remove_data(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Runs one of PostgreSQL's programs of this server's version, as its user, to its end. This server need not run.
     ///
     /// # Errors
@@ -196,7 +214,7 @@ pub trait ManagedPostgres: Send + Sync {
     async fn supervise(&self, cancel: CancellationToken);
 }
 
-/// A server's container.
+/// A server's container, or its pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contained {
     /// Its name.

@@ -18,20 +18,26 @@ pub enum Choice {
     Process,
     /// A container of Docker or Podman.
     Container,
+    /// A pod of Kubernetes.
+    Kubernetes,
 }
 
 impl Choice {
+    /// Each.
+    pub const ALL: [Self; 3] = [Self::Process, Self::Container, Self::Kubernetes];
+
     /// Its name in the file and in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Process => "process",
             Self::Container => "container",
+            Self::Kubernetes => "kubernetes",
         }
     }
 
     /// By its name.
     pub fn find(name: &str) -> Option<Self> {
-        [Self::Process, Self::Container].into_iter().find(|choice| choice.name() == name)
+        Self::ALL.into_iter().find(|choice| choice.name() == name)
     }
 }
 

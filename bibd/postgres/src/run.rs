@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::Instant;
 
@@ -19,8 +20,8 @@ use crate::postmaster;
 use crate::probe::Answer;
 use crate::provisioner::{Health, ManagedPostgres as _, Started, State, Stop};
 use crate::record::{Record, RecordState};
-use crate::role::GroupRole;
-use crate::secrets::DbSecrets;
+use crate::role::{GroupRole, Login};
+use crate::secrets::{DbSecrets, SecretStore};
 
 /// The server of this object, if it has one.
 #[derive(Default)]
@@ -174,7 +175,7 @@ impl<H: Host> Managed<H> {
     async fn bring_down(&self, running: &mut Running, mode: Stop) -> Result<(), Error> {
         if running.is_alive() {
             if mode == Stop::Clean
-                && let Err(error) = self.checkpoint().await
+                && let Err(error) = checkpoint(self.secrets.as_ref(), |login| self.connect_options(login)).await
             {
                 tracing::warn!(%error, "no checkpoint before the stop; the server makes one while it stops");
             }
@@ -197,24 +198,6 @@ impl<H: Host> Managed<H> {
             }
         }
         Ok(())
-    }
-
-    /// Writes what is dirty while people can still work, so that the stop itself is short. As `bibd_backup`, which
-    /// may checkpoint: the superuser is not used for this.
-    async fn checkpoint(&self) -> Result<(), Error> {
-        let login = {
-            let secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
-            login_of(&secrets, GroupRole::Backup)?
-        };
-        let options = self.connect_options(&login).disable_statement_logging();
-        tokio::time::timeout(CHECKPOINT_DEADLINE, async {
-            let mut connection = sqlx::PgConnection::connect_with(&options).await?;
-            sqlx::raw_sql("CHECKPOINT").execute(&mut connection).await?;
-            connection.close().await
-        })
-        .await
-        .map_err(|_| Error::Deadline { what: "the checkpoint", deadline: CHECKPOINT_DEADLINE })?
-        .map_err(Error::sql("checkpoint"))
     }
 
     /// Watches for ever; see [`supervise`](crate::ManagedPostgres::supervise).
@@ -280,8 +263,29 @@ impl<H: Host> Managed<H> {
     }
 }
 
+/// Writes what is dirty while people can still work, so that the stop itself is short. As `bibd_backup`, which
+/// may checkpoint: the superuser is not used for this. `options` says how to connect.
+pub(crate) async fn checkpoint(
+    secrets: &dyn SecretStore,
+    options: impl FnOnce(&Login) -> PgConnectOptions,
+) -> Result<(), Error> {
+    let login = {
+        let secrets = DbSecrets::read(secrets)?.ok_or(Error::SecretsMissing)?;
+        login_of(&secrets, GroupRole::Backup)?
+    };
+    let options = options(&login).disable_statement_logging();
+    tokio::time::timeout(CHECKPOINT_DEADLINE, async {
+        let mut connection = sqlx::PgConnection::connect_with(&options).await?;
+        sqlx::raw_sql("CHECKPOINT").execute(&mut connection).await?;
+        connection.close().await
+    })
+    .await
+    .map_err(|_| Error::Deadline { what: "the checkpoint", deadline: CHECKPOINT_DEADLINE })?
+    .map_err(Error::sql("checkpoint"))
+}
+
 /// Doubling pauses with jitter, so that a server that cannot start does not fill the log.
-fn backoff(crashes: u32, jitter: f64) -> Duration {
+pub(crate) fn backoff(crashes: u32, jitter: f64) -> Duration {
     let doubled = FIRST_PAUSE.saturating_mul(1 << crashes.saturating_sub(1).min(16));
     doubled.min(LONGEST_PAUSE).mul_f64(jitter)
 }

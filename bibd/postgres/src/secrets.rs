@@ -162,6 +162,19 @@ impl DbSecrets {
         Ok(Some(Self { admin, admin_next, roles }))
     }
 
+    /// Those of an attempt that was interrupted, else new ones: durable before any server hears of them.
+    ///
+    /// # Errors
+    /// [`Error::SecretStore`] and others of [`read`](Self::read).
+    pub(crate) fn first(store: &dyn SecretStore, random: &Randomness) -> Result<Self, Error> {
+        if let Some(secrets) = Self::read(store)? {
+            return Ok(secrets);
+        }
+        let secrets = Self::generate(random);
+        secrets.write(store)?;
+        Ok(secrets)
+    }
+
     /// A new document: a superuser's password and one for every group role.
     pub(crate) fn generate(random: &Randomness) -> Self {
         let roles = GroupRole::ALL.into_iter().map(|group| (group, RoleSecret::new(random))).collect();
@@ -248,6 +261,13 @@ impl DbSecrets {
         let text = serde_json::to_string(&document).expect("a document of strings serialises");
         store.write(DOCUMENT_NAME, &SecretString::from(text))?;
         Ok(())
+    }
+
+    /// Every password, those to come too.
+    pub(crate) fn passwords(&self) -> Vec<&SecretString> {
+        let roles = self.roles.values().flat_map(|role| [Some(&role.secret), role.next.as_ref()]);
+        let all = [Some(&self.admin), self.admin_next.as_ref()].into_iter().chain(roles);
+        all.flatten().map(|secret| &secret.password).collect()
     }
 
     /// The bootstrap superuser's password.

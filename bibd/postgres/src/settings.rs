@@ -9,6 +9,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
+use crate::kubernetes::InKubernetes;
 use crate::tcp::Tcp;
 
 /// Settings of a server, whatever runs it.
@@ -43,6 +44,8 @@ pub struct Settings {
     pub tcp: Option<Tcp>,
     /// What the container provisioner needs beyond that.
     pub container: ContainerSettings,
+    /// What the Kubernetes provisioner needs beyond that; nothing for a server that is never to run there.
+    pub kubernetes: Option<InKubernetes>,
 }
 
 /// Something done to a directory before anything is put into it, such as turning on its encryption.
@@ -86,25 +89,30 @@ impl Settings {
             on_new_directory: OnNewDirectory::default(),
             tcp: None,
             container: ContainerSettings::default(),
+            kubernetes: None,
         }
     }
 }
 
 impl Settings {
-    /// The container's name is that of `node`'s own server.
+    /// The container's name is that of `node`'s own server, and objects in Kubernetes bear its label.
     #[must_use]
     pub fn of_node(mut self, node: &str) -> Self {
         node.clone_into(&mut self.container.node);
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.objects.node = Some(node.to_owned());
+        }
         self
     }
 
     /// A server of `node` beside its own, in another directory: its container has another name, always the same for
-    /// the same directory.
+    /// the same directory. It is never in Kubernetes, where a directory decides nothing.
     #[must_use]
     pub fn beside_node(mut self, node: &str) -> Self {
         let digest = Sha256::digest(self.data_root.as_os_str().as_encoded_bytes());
         let apart: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         self.container.node = format!("{node}-{apart}");
+        self.kubernetes = None;
         self
     }
 }

@@ -88,7 +88,7 @@ pub async fn stop_leftover(directory: &Path, config: &Config, entropy: &Entropy)
     let secrets = Secrets::new(&directory.join("secrets"), Arc::new(key), Vec::new());
     let settings = foundation::postgres_settings_at(config, directory, &directory.join("run"));
     let settings = settings.beside_node(&peer.short());
-    let wanted = foundation::wanted_provisioner(config);
+    let wanted = foundation::beside(foundation::wanted_provisioner(config));
     let postgres = choose(wanted, settings, Arc::new(secrets), foundation::randomness(entropy)).await?;
     Ok(remove(postgres.as_ref()).await?)
 }

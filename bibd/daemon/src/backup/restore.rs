@@ -238,7 +238,7 @@ impl Restore {
             opener: &opener,
             directory: &self.to,
             config: &self.config,
-            wanted: foundation::wanted_provisioner(&self.config),
+            wanted: foundation::beside(foundation::wanted_provisioner(&self.config)),
             entropy: &self.entropy,
             now_s: self.now_s,
             failpoints: &self.failpoints,
@@ -278,7 +278,7 @@ impl Restore {
         };
         if mark.exists() {
             // A restore that was killed may have left its server running.
-            stop_leftover(to, &self.config, &self.entropy).await?;
+            Box::pin(stop_leftover(to, &self.config, &self.entropy)).await?;
             let is_kept = |path: &Path| self.new_identity && successor::is_kept(to, path);
             for path in names()?.into_iter().filter(|path| *path != mark && !is_kept(path)) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

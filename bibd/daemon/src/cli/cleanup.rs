@@ -65,6 +65,9 @@ fn text(cleanup: &Cleanup) -> String {
         let files = if part.files == 1 { "file" } else { "files" };
         line("removes", format!("{name}: {} {files}, {} bytes", part.files, part.bytes));
     }
+    if let Some(volume) = &cleanup.volume {
+        line("removes", volume.clone());
+    }
     for path in &cleanup.stays {
         line("stays", path.display().to_string());
     }

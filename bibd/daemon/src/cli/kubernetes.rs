@@ -4,7 +4,7 @@ use bibd_postgres::kubernetes::{Cluster, ClusterError, Content, Effect, Example,
 use clap::ValueEnum;
 
 use super::{Failure, print};
-use crate::config::{Config, kubernetes_settings};
+use crate::config::{Config, kubernetes_access, kubernetes_settings};
 use crate::foundation;
 
 /// What `bibd kubernetes` does.
@@ -134,7 +134,7 @@ const NO_CONFIG: &str = "# `bibd config schema` describes every key. What is not
 impl CheckArgs {
     /// Tries each object and prints what came of it.
     pub(super) async fn run(&self, config: &Config) -> Result<(), Failure> {
-        let cluster = Cluster::find().await?;
+        let cluster = Cluster::by(&kubernetes_access(&config.database)).await?;
         let mut outcomes = Vec::new();
         for manifest in database(config) {
             let outcome = match cluster.try_apply(&manifest).await {

@@ -1,12 +1,14 @@
-//! `database.kubernetes`: the objects that a database in Kubernetes is made of. `bibd kubernetes manifests` prints them.
+//! `database.kubernetes`: the objects that a database in Kubernetes is made of. `bibd kubernetes manifests` prints them,
+//! and the provisioner applies them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use bibd_postgres::kubernetes::{KubernetesSettings, Mode, PodLimits, Toleration};
+use bibd_postgres::kubernetes::{Access, KubernetesSettings, Mode, PodLimits, Toleration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Database, Size};
+use super::{Database, Provisioner, Size};
 
 /// The longest name of the database: what is derived from it must be a name as well.
 const MAX_NAME_BYTES: usize = 40;
@@ -15,6 +17,9 @@ const MAX_NAME_BYTES: usize = 40;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kubernetes {
+    /// The file that names the cluster and says how to log in. Default: `KUBECONFIG`, then `~/.kube/config`, then the
+    /// account of the pod that bibd is.
+    pub kubeconfig: Option<PathBuf>,
     /// The namespace of bibd and its database. Give them one in which nothing else lies: who may create a StatefulSet
     /// there may run anything there.
     pub namespace: String,
@@ -59,6 +64,9 @@ pub struct Kubernetes {
     /// Address ranges such as `192.0.2.0/24`, outside of the cluster, from which bibd reaches the database through a
     /// port of the nodes. None when bibd runs inside.
     pub outside: Vec<String>,
+    /// The name or address under which that port is reached: of the machine that the pod runs on, or of what leads there.
+    /// Needed with `outside`.
+    pub outside_host: Option<String>,
     /// Labels, `KEY=VALUE` each, of bibd's own pods: nobody else reaches the database.
     pub clients: Vec<String>,
     /// The account of bibd's own pods, which gets the role that lets it make all this.
@@ -79,6 +87,7 @@ impl Default for Kubernetes {
     fn default() -> Self {
         let usual = KubernetesSettings::default();
         Self {
+            kubeconfig: None,
             namespace: usual.namespace,
             name: usual.name,
             mode: KubernetesMode::StatefulSet,
@@ -100,10 +109,16 @@ impl Default for Kubernetes {
             tolerations: Vec::new(),
             priority_class: usual.priority_class,
             outside: usual.outside,
+            outside_host: usual.outside_host,
             clients: usual.clients.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             service_account: usual.service_account,
         }
     }
+}
+
+/// How the cluster is found.
+pub(crate) fn access(database: &Database) -> Access {
+    database.kubernetes.kubeconfig.clone().map_or(Access::Found, Access::File)
 }
 
 /// The settings of `bibd-postgres`.
@@ -130,6 +145,7 @@ pub(crate) fn settings(database: &Database) -> KubernetesSettings {
         tolerations: own.tolerations.iter().filter_map(|text| toleration(text)).collect(),
         priority_class: own.priority_class.clone(),
         outside: own.outside.clone(),
+        outside_host: own.outside_host.clone(),
         clients: labels(&own.clients),
         service_account: own.service_account.clone(),
         limits: PodLimits {
@@ -215,6 +231,12 @@ pub(super) fn check(database: &Database) -> Vec<(&'static str, String, String)> 
     refuse("database.kubernetes.tolerations", !tolerations, message, "`kubectl describe node` shows a node's");
     let ranges = own.outside.iter().all(|text| is_range(text));
     refuse("database.kubernetes.outside", !ranges, "must be address ranges", "such as 192.0.2.0/24 or 2001:db8::/64");
+    let is_host = |text: &String| !text.is_empty() && text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic());
+    let hint = "set `outside_host` to a node's name or address, or to what leads there";
+    let wrong = !own.outside_host.iter().all(is_host);
+    refuse("database.kubernetes.outside_host", wrong, "must name a host or an address", hint);
+    let lacks = database.provisioner == Provisioner::Kubernetes && own.outside_host.is_none();
+    refuse("database.kubernetes.outside", lacks && !own.outside.is_empty(), "needs `outside_host` beside it", hint);
     found
 }
 
@@ -316,6 +338,7 @@ mod tests {
         for wrong in ["192.0.2.1", "192.0.2.0/33", "host/8", "::/129"] {
             assert_eq!(found(|own| own.outside = vec![wrong.into()]), ["outside"], "{wrong}");
         }
+        assert_eq!(found(|own| own.outside_host = Some("a b".into())), ["outside_host"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::locate::{line_of, line_of_item};
-use super::{AtRestMode, Backend, Cache, Config, Mode, Provisioner};
+use super::{AtRestMode, Backend, Cache, Config, Mode};
 
 /// The prefix of environment variables: `BIBD__GRPC__LISTEN` is `grpc.listen`.
 pub const ENVIRONMENT_PREFIX: &str = "BIBD__";
@@ -422,11 +422,6 @@ fn check(config: &Config) -> Vec<Finding> {
     }
     if config.is_cache() {
         check_cache(config, &mut refuse);
-    }
-    if config.database.provisioner == Provisioner::Kubernetes {
-        let message = "not available in this version: PostgreSQL runs in a container or as a process of this machine";
-        let hint = "set it to `auto`, `container` or `process`; in a pod PostgreSQL is a process beside bibd";
-        refuse("database.provisioner", message, hint);
     }
     let container = &config.database.container;
     if container.image.is_empty() {

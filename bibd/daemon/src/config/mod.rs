@@ -27,8 +27,8 @@ pub mod units;
 pub use break_glass::{Access as GlassAccess, AllowedUser, AuditLevel, BreakGlass, Notification};
 pub use cache::Cache;
 pub use container::Container;
-pub(crate) use kubernetes::settings as kubernetes_settings;
 pub use kubernetes::{Kubernetes as KubernetesDatabase, KubernetesMode};
+pub(crate) use kubernetes::{access as kubernetes_access, settings as kubernetes_settings};
 pub use load::{Loaded, Origin, Problem, Sources, load};
 pub use places::Places;
 pub use store::{S3, StoreLocation};
@@ -270,15 +270,15 @@ pub enum Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Provisioner {
-    /// A container where Docker or Podman has or can pull the image, else the binaries of this machine. Chosen at the
-    /// first start and kept.
+    /// A pod of Kubernetes where bibd is one that may make it, else a container where Docker or Podman has or can pull
+    /// the image, else the binaries of this machine. Chosen at the first start and kept.
     #[default]
     Auto,
     /// The binaries found on this machine.
     Process,
     /// Docker or Podman.
     Container,
-    /// A StatefulSet or the operator CloudNativePG; not in this version, which prints the objects and tries them.
+    /// A pod of Kubernetes, made and watched by bibd.
     Kubernetes,
 }
 
@@ -288,11 +288,11 @@ pub enum Provisioner {
 pub struct Database {
     /// `postgres`; or `sqlite` for nodes that are never authoritative. A `proxy` node always has SQLite.
     pub backend: Backend,
-    /// `auto`, `process` or `container`. Once there is a database its own provisioner stays.
+    /// `auto`, `process`, `container` or `kubernetes`. Once there is a database its own provisioner stays.
     pub provisioner: Provisioner,
     /// The container, where it is one.
     pub container: Container,
-    /// In Kubernetes: what `bibd kubernetes manifests` prints.
+    /// The pod, where it is one; `bibd kubernetes manifests` prints its objects.
     pub kubernetes: KubernetesDatabase,
     /// Where `postgres` and `initdb` are. Default: PATH, then the distribution's directories.
     pub bin_dir: Option<PathBuf>,

@@ -51,7 +51,7 @@ impl Moving {
     /// # Errors
     /// When the log cannot be written.
     pub async fn start(foundation: &Foundation, base: Base) -> Result<Self, ServiceError> {
-        let settings = foundation::postgres_settings(foundation.config(), &foundation.places);
+        let settings = foundation::postgres_settings(foundation.config(), &foundation.places, foundation.clock.clone());
         let this = Self { settings: settings.of_node(&base.peer.short()), base, foundation: foundation.clone() };
         this.tell().await?;
         Ok(this)

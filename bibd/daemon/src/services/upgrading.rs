@@ -85,7 +85,8 @@ impl Upgrading {
     /// When the log cannot be written.
     pub async fn start(foundation: &Foundation, base: Base) -> Result<Self, ServiceError> {
         let config = foundation.config();
-        let mut settings = foundation::postgres_settings(config, &foundation.places).of_node(&base.peer.short());
+        let mut settings = foundation::postgres_settings(config, &foundation.places, foundation.clock.clone())
+            .of_node(&base.peer.short());
         let at_rest = foundation.at_rest.clone();
         settings.on_new_directory = OnNewDirectory::new(move |path| at_rest.adopt(path));
         let random = foundation::randomness(foundation.entropy());

@@ -155,7 +155,7 @@ impl Place {
     }
 
     /// What runs PostgreSQL, as settings.
-    fn database(&self) -> Vec<(&'static str, String)> {
+    pub fn database(&self) -> Vec<(&'static str, String)> {
         let mut settings = vec![("database.provisioner", self.provisioner.to_owned())];
         if let Some(newer) = &self.newer {
             settings.push(("database.upgrade_bin_dir", newer.display().to_string()));

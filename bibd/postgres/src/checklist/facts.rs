@@ -12,19 +12,36 @@ use crate::settings::Layout;
 
 use super::{ContainerItem, Finding, Findings, Status, tls};
 
-/// What was found outside the server. Lists name at most [`SHOWN`] files each.
+/// What was found outside the server.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// The configuration as it should be.
     pub(crate) config: Config,
+    /// Configuration files whose bytes are not the generated ones.
+    pub(crate) config_differs: Vec<String>,
+    /// What of the server's certificates others could open; nothing where there is no TLS.
+    pub(crate) open_certificates: Vec<String>,
+    seen: Seen,
+}
+
+/// From where it was looked at.
+#[derive(Debug, Clone)]
+enum Seen {
+    /// From this machine.
+    Files(Box<Files>),
+    /// Through somebody who says how it is.
+    Told(Vec<Finding>),
+}
+
+/// What the file system and the kernel say. Lists name at most [`SHOWN`] files each.
+#[derive(Debug, Clone)]
+struct Files {
     /// The user that everything should belong to.
     uid: u32,
     data: Mode,
     socket_dir: Mode,
     /// Configuration files that are not 0600.
     config_modes: Vec<String>,
-    /// Configuration files whose bytes are not the generated ones.
-    pub(crate) config_differs: Vec<String>,
     /// Files in PGDATA and the log that others could open, or that belong to others.
     loose: Vec<String>,
     /// Names at the top of PGDATA that PostgreSQL does not make, and links anywhere in it.
@@ -33,8 +50,6 @@ pub struct Facts {
     verifier_left: bool,
     /// `Umask` of the server's process; `None` where the system does not tell.
     umask: Option<String>,
-    /// What of the server's certificates others could open; nothing where there is no TLS.
-    pub(crate) open_certificates: Vec<String>,
     /// TCP ports that the server's process listens on.
     tcp_ports: Vec<String>,
     /// Log files with a password in them.
@@ -117,14 +132,11 @@ impl Facts {
         walk.directory(&layout.log, false)?;
         let open_certificates =
             config.listening.as_ref().map(|listening| tls::open_files(listening, uid)).unwrap_or_default();
-        Ok(Self {
-            config,
+        let files = Files {
             uid,
-            open_certificates,
             data: mode_of(&layout.data)?,
             socket_dir: mode_of(&layout.socket_dir)?,
             config_modes,
-            config_differs,
             loose: walk.loose,
             extra: walk.extra,
             verifier_left: crate::file::exists(&layout.socket_dir.join(VERIFIER_FILE))?,
@@ -132,19 +144,39 @@ impl Facts {
             tcp_ports: pid.map(tcp_ports_of).unwrap_or_default(),
             logged_passwords: logged_passwords(&layout.log)?,
             confinement,
-        })
+        };
+        Ok(Self { config, config_differs, open_certificates, seen: Seen::Files(Box::new(files)) })
     }
 
-    /// The items that files and the kernel answer.
+    /// Of a server whose files are not on this machine: `told` is what is to be said of them, part by part.
+    pub(crate) fn told(
+        config: Config,
+        config_differs: Vec<String>,
+        open_certificates: Vec<String>,
+        told: Vec<Finding>,
+    ) -> Self {
+        Self { config, config_differs, open_certificates, seen: Seen::Told(told) }
+    }
+
+    /// The items that are not for the server to answer.
     pub(crate) fn check(&self, findings: &mut Findings) {
+        let differs: Vec<String> = self.config_differs.iter().filter(|name| *name == HBA).cloned().collect();
+        let differs = differs.into_iter().map(|name| format!("{name} is not the generated one")).collect();
+        findings.none("C.1-5", "no trust, ever", differs, "pg_hba.conf is the generated one, byte for byte");
+        match &self.seen {
+            Seen::Files(files) => files.check(&self.config, findings),
+            Seen::Told(told) => told.iter().for_each(|finding| findings.add(finding.clone())),
+        }
+    }
+}
+
+impl Files {
+    fn check(&self, config: &Config, findings: &mut Findings) {
         let private = |place: Mode| place.mode == 0o700 && place.uid == self.uid;
         let spelled = |place: Mode| format!("{:04o} of user {}", place.mode, place.uid);
         let wanted = format!("0700 of user {}", self.uid);
         findings.check("C.1-3", "data directory private", private(self.data), spelled(self.data), &wanted);
         findings.check("C.1-4", "socket private", private(self.socket_dir), spelled(self.socket_dir), &wanted);
-        let differs: Vec<String> = self.config_differs.iter().filter(|name| *name == HBA).cloned().collect();
-        let differs = differs.into_iter().map(|name| format!("{name} is not the generated one")).collect();
-        findings.none("C.1-5", "no trust, ever", differs, "pg_hba.conf is the generated one, byte for byte");
         findings.none("C.1-6", "configuration private", self.config_modes.clone(), "every file 0600");
         let mut open = shown(&self.loose);
         if let Some(umask) = self.umask.as_ref().filter(|umask| *umask != "0077") {
@@ -154,7 +186,7 @@ impl Facts {
         findings.none("C.1-8", "nothing strange in PGDATA", shown(&self.extra), "no extra files, no links");
         let left = if self.verifier_left { vec![format!("{VERIFIER_FILE} is still there")] } else { Vec::new() };
         findings.none("C.1-9", "password file gone", left, "held a verifier only, and is removed");
-        match &self.config.listening {
+        match &config.listening {
             None => {
                 findings.none(
                     "C.2-11",
@@ -298,11 +330,16 @@ fn logged_passwords(log: &Path) -> Result<Vec<String>, Error> {
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES))).map_err(Error::io("read", &path))?;
         let mut bytes = Vec::new();
         file.take(LOG_BYTES).read_to_end(&mut bytes).map_err(Error::io("read", &path))?;
-        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
-        let hits = text.split("password '").skip(1).filter(|rest| !rest.starts_with("scram-sha-256$")).count();
+        let hits = passwords_in(&String::from_utf8_lossy(&bytes));
         if hits > 0 {
             found.push(format!("{}: {hits} times", entry.file_name().display()));
         }
     }
     Ok(found)
+}
+
+/// How often a log says `PASSWORD '` and then anything but a verifier.
+pub(crate) fn passwords_in(log: &str) -> usize {
+    let text = log.to_ascii_lowercase();
+    text.split("password '").skip(1).filter(|rest| !rest.starts_with("scram-sha-256$")).count()
 }

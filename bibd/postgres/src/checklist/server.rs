@@ -71,7 +71,7 @@ pub(super) async fn check(
     let effective = Effective::read(connection).await?;
     findings.add(version_finding(version));
     instance(&effective, version, facts, findings);
-    logging(&effective, version, findings);
+    logging(&effective, version, facts, findings);
     durability(&effective, version, findings);
     if facts.config.listening.is_some() {
         reception(connection, &effective, findings).await?;
@@ -147,7 +147,7 @@ fn instance(effective: &Effective, version: Version, facts: &Facts, findings: &m
     findings.check("C.2-15", "log-in deadline", good, format!("authentication_timeout = {seconds} s"), "20 s or less");
 }
 
-fn logging(effective: &Effective, version: Version, findings: &mut Findings) {
+fn logging(effective: &Effective, version: Version, facts: &Facts, findings: &mut Findings) {
     let connections = if version.major >= 18 { "receipt,authentication,authorization" } else { "on" };
     let wanted = [("log_connections", connections), ("log_disconnections", "on")];
     findings.none("C.4-32", "connections logged", effective.others(&wanted), "log_connections and log_disconnections");
@@ -175,7 +175,8 @@ fn logging(effective: &Effective, version: Version, findings: &mut Findings) {
         ("log_replication_commands", "on"),
         ("log_file_mode", "0600"),
         ("log_hostname", "off"),
-        ("logging_collector", "on"),
+        // Where somebody else keeps and rotates it, the server does not.
+        ("logging_collector", facts.config.value("logging_collector").unwrap_or("on")),
         ("log_truncate_on_rotation", "on"),
     ]);
     for name in ["log_min_duration_statement", "log_rotation_age"] {

@@ -1,17 +1,20 @@
-//! A cluster that is asked: the one module of this folder with IO.
+//! A cluster that is asked: how it is found, why it does not answer, and what an apply would do.
 //!
 //! Objects are tried by server-side apply with our field manager and `dryRun`: the cluster does all that it would do,
-//! defaults, admission, rights, conflicts, and keeps nothing. Every question has a deadline.
+//! defaults, admission, rights, conflicts, and keeps nothing. Every question has a deadline. What is asked in earnest
+//! is in the private module `operations`.
 
 use std::future::Future;
 use std::time::Duration;
 
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::Value;
 
 use super::manifests::Manifest;
 use super::names::FIELD_MANAGER;
+use super::settings::Access;
 
 /// How long a cluster may take for one answer.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,9 +93,11 @@ impl ClusterError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::None { .. } => "set KUBECONFIG to a file that names one, or run in a pod whose account has a token",
+            Self::None { .. } => {
+                "set KUBECONFIG or database.kubernetes.kubeconfig to a file that names one, or run in a pod whose account has a token"
+            }
             Self::Unreachable { .. } => "look at the address and the certificate in the kubeconfig: `kubectl version`",
-            Self::Silent { .. } => "look at the network between here and the API server; nothing was changed",
+            Self::Silent { .. } => "look at the network between here and the API server",
             Self::Forbidden { .. } => {
                 "let an administrator apply the account and its role: bibd kubernetes manifests --part around"
             }
@@ -139,6 +144,34 @@ impl Cluster {
         Self::of(config, ANSWER_DEADLINE)
     }
 
+    /// The one that `access` names. Asks it nothing yet.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub async fn by(access: &Access) -> Result<Self, ClusterError> {
+        match access {
+            Access::Found => Self::find().await,
+            Access::Given(config) => Self::of((**config).clone(), ANSWER_DEADLINE),
+            Access::File(path) => {
+                let none = |error: &dyn std::error::Error| ClusterError::None {
+                    reason: format!("`{}`: {}", path.display(), said(error)),
+                };
+                let file = Kubeconfig::read_from(path).map_err(|error| none(&error))?;
+                let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+                Self::of(config.map_err(|error| none(&error))?, ANSWER_DEADLINE)
+            }
+        }
+    }
+
+    /// The one that this process is a pod of. Asks it nothing yet.
+    ///
+    /// # Errors
+    /// [`ClusterError::None`], [`ClusterError::Unreachable`].
+    pub(crate) fn around() -> Result<Self, ClusterError> {
+        let none = |error: kube::config::InClusterError| ClusterError::None { reason: said(&error) };
+        Self::of(Config::incluster().map_err(none)?, ANSWER_DEADLINE)
+    }
+
     /// The one of `config`.
     ///
     /// # Errors
@@ -164,14 +197,7 @@ impl Cluster {
     /// # Errors
     /// Why it would fail.
     pub async fn try_apply(&self, manifest: &Manifest) -> Result<Effect, ClusterError> {
-        let (group, version) = manifest.api_version().split_once('/').unwrap_or(("", manifest.api_version()));
-        let kind = GroupVersionKind::gvk(group, version, manifest.kind());
-        let resource = ApiResource::from_gvk(&kind);
-        let api: Api<DynamicObject> = match manifest.namespace() {
-            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
-            None => Api::all_with(self.client.clone(), &resource),
-        };
-        let what = format!("{} `{}`", manifest.kind(), manifest.name());
+        let (what, api) = self.place_of(manifest);
         let is = self.ask(&what, api.get_opt(manifest.name())).await?;
         let how = PatchParams::apply(FIELD_MANAGER).dry_run();
         let would = self.ask(&what, api.patch(manifest.name(), &how, &Patch::Apply(manifest.value()))).await?;
@@ -182,7 +208,28 @@ impl Cluster {
         })
     }
 
-    async fn ask<T>(&self, what: &str, question: impl Future<Output = kube::Result<T>>) -> Result<T, ClusterError> {
+    /// What it is called in a sentence, and where the API has it.
+    pub(super) fn place_of(&self, manifest: &Manifest) -> (String, Api<DynamicObject>) {
+        let (group, version) = manifest.api_version().split_once('/').unwrap_or(("", manifest.api_version()));
+        let kind = GroupVersionKind::gvk(group, version, manifest.kind());
+        let resource = ApiResource::from_gvk(&kind);
+        let api: Api<DynamicObject> = match manifest.namespace() {
+            Some(namespace) => Api::namespaced_with(self.client(), namespace, &resource),
+            None => Api::all_with(self.client(), &resource),
+        };
+        (format!("{} `{}`", manifest.kind(), manifest.name()), api)
+    }
+
+    /// Cheap to clone.
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(super) async fn ask<T>(
+        &self,
+        what: &str,
+        question: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ClusterError> {
         match tokio::time::timeout(self.deadline, question).await {
             Err(_) => Err(ClusterError::Silent { server: self.server.clone(), deadline: self.deadline }),
             Ok(answer) => answer.map_err(|error| self.explained(what, &error)),

@@ -4,14 +4,18 @@
 //! [`names`] what everything is called, [`script`] what runs inside of the pod.
 //!
 //! Two ways to run it ([`Mode`]): a StatefulSet of ours with one pod, or a `Cluster` that the operator
-//! CloudNativePG turns into pods. All of that is functions without IO; [`cluster`] alone asks Kubernetes, and changes
-//! nothing there. Nothing here applies an object yet, and no provisioner runs on them.
+//! CloudNativePG turns into pods. All of that is functions without IO; [`cluster`] asks Kubernetes. The provisioner
+//! ([`KubernetesPostgres`], in [`provisioner`]) makes and runs the StatefulSet; objects for the operator are only printed
+//! and tried.
 
 pub mod cluster;
 pub mod manifests;
 pub mod names;
+mod operations;
+pub mod provisioner;
 pub mod script;
 pub mod settings;
+mod trouble;
 
 use crate::config::Config;
 use crate::settings::{Limits, PORT, Wal};
@@ -20,7 +24,9 @@ use crate::version::Version;
 
 pub use cluster::{Cluster, ClusterError, Effect};
 pub use manifests::{Content, Manifest};
-pub use settings::{Example, KubernetesSettings, Mode, PodLimits, Toleration};
+pub use provisioner::KubernetesPostgres;
+pub use settings::{Access, Example, InKubernetes, KubernetesSettings, Mode, PodLimits, Toleration};
+pub use trouble::Trouble;
 
 impl KubernetesSettings {
     /// The server's files in the pod: those of any server over TCP, but that its log is the pod's.

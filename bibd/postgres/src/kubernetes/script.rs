@@ -2,7 +2,8 @@
 //!
 //! `init` makes the cluster by the same two steps as on a machine: `initdb` beside its place, then one rename. Whether
 //! it may is not for the pod to decide: the file [`CLUSTER`] says `initialising`, or which
-//! cluster must be there. So a volume that was lost never becomes an empty database.
+//! cluster must be there. So a volume that was lost never becomes an empty database. Its last words, where the kubelet
+//! takes a container's from, are which cluster there is and whose programs ([`said`]).
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use super::names::{self, CLUSTER, VERIFIER};
 use crate::config::{AUTO_CONF, CONF, HBA, IDENT};
 use crate::role::ADMIN;
 use crate::settings::{Layout, PORT};
+use crate::version::Version;
 
 /// The script's name in the configuration's directory.
 pub const SCRIPT: &str = "server.sh";
@@ -83,6 +85,13 @@ impl Inside {
     }
 }
 
+/// What `init` said: PostgreSQL's name of the cluster, and the version of the image's programs.
+#[must_use]
+pub fn said(message: &str) -> Option<(u64, Version)> {
+    let (cluster, banner) = message.trim().split_once(' ')?;
+    Some((cluster.parse().ok()?, Version::parse_banner(banner)?))
+}
+
 /// The one line of [`PASSWD`].
 #[must_use]
 pub fn passwd(uid: u32) -> String {
@@ -123,11 +132,10 @@ init() {
         chmod u=rwx,go=,g-s "$data"
         has=$(cat "$data/PG_VERSION")
         [ "$has" = "$major" ] || fail "the data belongs to PostgreSQL $has, the configuration says $major"
-        if [ "$expected" != initialising ]; then
-            is=$("$bin/pg_controldata" -D "$data" | sed -n 's/^Database system identifier: *//p')
-            [ "$is" = "$expected" ] || fail "the volume holds cluster $is, expected $expected"
-        fi
+        is=$(identify)
+        [ "$expected" = initialising ] || [ "$is" = "$expected" ] || fail "the volume holds cluster $is, expected $expected"
         rm -rf "$new"
+        tell "$is"
         return 0
     fi
     [ "$expected" = initialising ] || fail "the volume is empty, expected cluster $expected"
@@ -145,6 +153,15 @@ init() {
         --data-checksums --encoding=UTF8 --no-instructions "$@"
     mv "$new" "$data"
     sync "$home"
+    tell "$(identify)"
+}
+
+identify() {
+    "$bin/pg_controldata" -D "$data" | sed -n 's/^Database system identifier: *//p'
+}
+
+tell() {
+    [ ! -w /dev/termination-log ] || echo "$1 $banner" > /dev/termination-log
 }
 
 run() {

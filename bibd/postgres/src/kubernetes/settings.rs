@@ -1,9 +1,12 @@
 //! What the composition root decides about a server in Kubernetes. Data only.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::settings::DEFAULT_IMAGE;
+use crate::tcp::Clock;
 use crate::version::NEWEST_MAJOR;
 
 /// What makes the pod.
@@ -13,6 +16,40 @@ pub enum Mode {
     StatefulSet,
     /// A `Cluster` of the operator CloudNativePG: replicas and failover.
     Operator,
+}
+
+/// What the provisioner needs beyond the objects.
+#[derive(Debug, Clone)]
+pub struct InKubernetes {
+    /// The objects.
+    pub objects: KubernetesSettings,
+    /// Tells when certificates begin and end.
+    pub clock: Clock,
+    /// The cluster.
+    pub access: Access,
+}
+
+/// How the cluster is found.
+#[derive(Clone, Default)]
+pub enum Access {
+    /// By the environment: a kubeconfig, else as the pod that this process is.
+    #[default]
+    Found,
+    /// By this kubeconfig.
+    File(PathBuf),
+    /// This one, as if this process were a pod of it.
+    Given(Box<kube::Config>),
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The library's configuration holds what one logs in with.
+        match self {
+            Self::Found => f.write_str("Found"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Given(_) => f.write_str("Given"),
+        }
+    }
 }
 
 /// A server in Kubernetes.
@@ -52,6 +89,8 @@ pub struct KubernetesSettings {
     pub priority_class: Option<String>,
     /// Address ranges outside of the cluster from which bibd connects through a port of the nodes. None: it runs inside.
     pub outside: Vec<String>,
+    /// The name or address under which that port is reached from there.
+    pub outside_host: Option<String>,
     /// The labels of bibd's pods: nobody else reaches the database.
     pub clients: BTreeMap<String, String>,
     /// The account that bibd's pods run under, for the role that lets it make all this.
@@ -117,6 +156,7 @@ impl Default for KubernetesSettings {
             tolerations: Vec::new(),
             priority_class: None,
             outside: Vec::new(),
+            outside_host: None,
             clients: BTreeMap::from([("app.kubernetes.io/name".to_owned(), "bibd".to_owned())]),
             service_account: "bibd".to_owned(),
             limits: PodLimits::default(),

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
@@ -46,14 +47,15 @@ pub enum TlsError {
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     host: String,
-    port: u16,
+    /// Shared by clones: a cluster gives out another one with another Service.
+    port: Arc<AtomicU16>,
     authority: Authority,
 }
 
 impl Endpoint {
     /// The server at `host`, which its certificate must name, and `port`.
     pub fn new(host: impl Into<String>, port: u16, authority: Authority) -> Self {
-        Self { host: host.into(), port, authority }
+        Self { host: host.into(), port: Arc::new(AtomicU16::new(port)), authority }
     }
 
     /// Who makes the certificates.
@@ -68,7 +70,12 @@ impl Endpoint {
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.load(Ordering::SeqCst)
+    }
+
+    /// It is reached through another port from now on.
+    pub(crate) fn move_to(&self, port: u16) {
+        self.port.store(port, Ordering::SeqCst);
     }
 
     /// How to connect as `login`, with a certificate made now. The options print password and key under `Debug`: never
@@ -80,7 +87,7 @@ impl Endpoint {
     pub fn options(&self, login: &Login) -> PgConnectOptions {
         let options = PgConnectOptions::new_without_pgpass()
             .host(&self.host)
-            .port(self.port)
+            .port(self.port())
             .ssl_mode(PgSslMode::VerifyFull)
             .username(&login.user)
             .password(login.password.expose_secret())
@@ -146,7 +153,7 @@ impl Endpoint {
     async fn stream_with(&self, config: ClientConfig) -> Result<TlsStream<TcpStream>, TlsError> {
         let name = ServerName::try_from(self.host.clone())
             .map_err(|_| Box::new(Error::BadServerName { name: self.host.clone() }))?;
-        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let mut stream = TcpStream::connect((self.host.as_str(), self.port())).await?;
         stream.set_nodelay(true)?;
         stream.write_all(&SSL_REQUEST).await?;
         // One byte and no more: what came with it would be outside of TLS (CVE-2021-23222).

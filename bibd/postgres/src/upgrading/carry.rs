@@ -100,7 +100,7 @@ impl Upgrader {
         self.write(upgrade)?;
         self.failpoints.hit("upgrade.begun");
 
-        let old = under(choice, &self.settings, &self.secrets, &self.random);
+        let old = under(choice, &self.settings, &self.secrets, &self.random)?;
         old.provision().await?;
         old.start().await?;
         let former = self.database(&old);
@@ -183,7 +183,7 @@ impl Upgrader {
         }
         Record::ready(Choice::Process, upgrade.to, identifier).write(&layout.provisioner)?;
         self.failpoints.hit("upgrade.recorded");
-        let postgres = under(Choice::Process, &self.settings, &self.secrets, &self.random);
+        let postgres = under(Choice::Process, &self.settings, &self.secrets, &self.random)?;
         if let Err(error) = postgres.start().await {
             postgres.stop(Stop::Immediate).await?;
             // From here on every start goes back.

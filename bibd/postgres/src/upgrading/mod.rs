@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::failpoints::Failpoints;
 use crate::file;
 use crate::host::Place;
+use crate::kubernetes::Trouble;
 use crate::moving::Ended;
 use crate::provisioner::{ManagedPostgres, Stop};
 use crate::random::Randomness;
@@ -237,6 +238,9 @@ impl Upgrader {
         if record.state != RecordState::Ready {
             return Err(Error::NotProvisioned);
         }
+        if choice == Choice::Kubernetes {
+            return Err(Error::Kubernetes(Box::new(Trouble::UpgradeElsewhere)));
+        }
         if choice != Choice::Process {
             return Err(Error::UpgradeElsewhere { choice: choice.name() });
         }
@@ -295,7 +299,7 @@ impl Upgrader {
             // PostgreSQL's own user passes through when we are root; what is in them protects itself.
             file::ensure_dir(path, own, group, 0o711)?;
         }
-        Ok(under(choice, &settings, &self.secrets, &self.random))
+        under(choice, &settings, &self.secrets, &self.random)
     }
 
     fn database(&self, server: &Arc<dyn ManagedPostgres>) -> Database {
@@ -306,7 +310,7 @@ impl Upgrader {
     async fn clear(&self, choice: Choice) -> Result<(), Error> {
         let settings = self.beside_settings();
         if file::exists(&settings.data_root)? {
-            let beside = under(choice, &settings, &self.secrets, &self.random);
+            let beside = under(choice, &settings, &self.secrets, &self.random)?;
             beside.stop(Stop::Immediate).await?;
             beside.dismantle().await?;
         }

@@ -34,6 +34,7 @@ fn everything(mode: Mode) -> KubernetesSettings {
         ],
         priority_class: Some("data".to_owned()),
         outside: vec!["192.0.2.0/24".to_owned()],
+        outside_host: Some("db.example".to_owned()),
         clients: BTreeMap::from([("app".to_owned(), "daemon".to_owned())]),
         service_account: "daemon".to_owned(),
         limits: PodLimits {

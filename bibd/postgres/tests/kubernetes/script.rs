@@ -192,3 +192,13 @@ async fn the_server_answers_and_stops_in_order() {
     std::io::Read::read_to_string(server.0.stderr.as_mut().unwrap(), &mut said).unwrap();
     assert!(said.contains("fast shutdown request") && said.contains("database system is shut down"), "{said}");
 }
+
+#[test]
+fn its_last_words_are_the_cluster_and_the_programs() {
+    use bibd_postgres::kubernetes::script::said;
+    let words = said("7300000000000000001 postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\n").unwrap();
+    assert_eq!((words.0, words.1.major, words.1.minor), (7_300_000_000_000_000_001, 15, 20));
+    for nothing in ["", "initdb: error: no", "7 psql (PostgreSQL) 15.20", "x postgres (PostgreSQL) 15.20"] {
+        assert_eq!(said(nothing), None, "{nothing}");
+    }
+}

@@ -4,14 +4,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bibd_postgres::kubernetes::manifests::{around, database};
-use bibd_postgres::kubernetes::{Cluster, ClusterError, Content, Effect, Example, KubernetesSettings, Manifest};
-use bibd_postgres::{Limits, Wal};
+use bibd_postgres::kubernetes::{
+    Access, Cluster, ClusterError, Content, Effect, Example, InKubernetes, KubernetesPostgres, KubernetesSettings,
+    Manifest,
+};
+use bibd_postgres::tcp::Clock;
+use bibd_postgres::{Limits, ManagedPostgres as _, Randomness, Stop, Wal};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Client, Config};
+use rand::SeedableRng as _;
 use tempfile::TempDir;
+
+use crate::support::MemoryStore;
 
 const TOKEN: &str = "for-this-test-alone";
 const PATIENT: Duration = Duration::from_secs(30);
@@ -143,6 +151,25 @@ async fn an_api_server_takes_the_objects_and_a_second_apply_changes_nothing() {
         assert_eq!(own.try_apply(manifest).await.unwrap(), Effect::Same, "{}", manifest.kind());
         assert_eq!(server.apply(manifest).await, first, "a second apply changes {}", manifest.kind());
     }
+    // In earnest as bibd's own account: what is so already keeps its version, and everything goes again.
+    for manifest in &all {
+        assert_eq!(own.apply(manifest).await.unwrap(), Effect::Same, "{}", manifest.kind());
+    }
+    let here = tempfile::tempdir().unwrap();
+    let place = bibd_postgres::Settings::new(here.path().join("d"), here.path().join("r"));
+    let access = Access::Given(Box::new(server.config(Some(&bibd))));
+    let in_it = InKubernetes { objects: settings.clone(), clock: Clock::new(crate::support::now_s), access };
+    let random = Randomness::new(rand::rngs::StdRng::seed_from_u64(3));
+    let postgres = KubernetesPostgres::new(place, in_it, Arc::new(MemoryStore::default()), random);
+    // There are no controllers: the set makes no pod, and there is nothing to wait for.
+    postgres.stop(Stop::Clean).await.unwrap();
+    postgres.dismantle().await.unwrap();
+    postgres.dismantle().await.unwrap();
+    for manifest in &all {
+        assert_eq!(own.try_apply(manifest).await.unwrap(), Effect::Created, "{}", manifest.kind());
+        assert_eq!(own.apply(manifest).await.unwrap(), Effect::Created, "{}", manifest.kind());
+    }
+    postgres.dismantle().await.unwrap();
     // An operator that is not installed.
     let operator = KubernetesSettings { mode: bibd_postgres::kubernetes::Mode::Operator, ..settings };
     let others = database(&operator, &Content::new(&operator.config(&Limits::default(), &Wal::Recycle)));

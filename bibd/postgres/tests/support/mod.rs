@@ -382,6 +382,7 @@ fn daemon(
     let postgres: Arc<dyn ManagedPostgres> = match choice {
         Choice::Process => Arc::new(ProcessPostgres::new(settings, secrets, random.clone())),
         Choice::Container => Arc::new(ContainerPostgres::new(settings, secrets, random.clone())),
+        Choice::Kubernetes => panic!("tests/kubernetes has a place of its own"),
     };
     let database = Database::new(postgres.clone(), store.clone(), recorder.clone(), random);
     (postgres, database)

@@ -135,7 +135,7 @@ impl BackupUseCases {
             if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
                 let path = entry.path();
                 tracing::warn!(path = %path.display(), "a verification that was cut off is cleared away");
-                stop_leftover(&path, self.foundation.config(), self.foundation.entropy()).await?;
+                Box::pin(stop_leftover(&path, self.foundation.config(), self.foundation.entropy())).await?;
                 std::fs::remove_dir_all(&path).map_err(BackupError::io("remove", &path))?;
             }
         }
@@ -308,7 +308,7 @@ impl BackupUseCases {
             opener: &opener,
             directory: scratch.path(),
             config: self.foundation.config(),
-            wanted: Wanted::Exactly(self.foundation.postgres.choice()),
+            wanted: crate::foundation::beside(Wanted::Exactly(self.foundation.postgres.choice())),
             entropy: self.foundation.entropy(),
             now_s: self.base.now().as_seconds(),
             failpoints: &self.foundation.failpoints,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::BackupUseCases;
 use crate::backup::{BackupError, Manifest, Store, blocking, log};
-use crate::foundation::postgres_settings;
+use crate::foundation::postgres_wal;
 use crate::grpc::health::Condition;
 use crate::supervisor::TaskResult;
 
@@ -82,7 +82,7 @@ impl BackupUseCases {
     /// # Errors
     /// When there is no program for it; the supervisor tries again.
     pub async fn receiving(self, stop: CancellationToken) -> TaskResult {
-        let wal = postgres_settings(self.foundation.config(), &self.foundation.places).wal;
+        let wal = postgres_wal(self.foundation.config());
         let Some(receiver) = Receiver::of(&self.database, &wal).await? else { return Ok(()) };
         let mut state = receiver.state();
         let telling = async {

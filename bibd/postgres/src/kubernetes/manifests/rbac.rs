@@ -64,7 +64,8 @@ pub(super) fn role(settings: &KubernetesSettings) -> Role {
                 rule("policy", &["poddisruptionbudgets"], &[name], &own),
                 rule("apps", &["statefulsets"], &[], &["create"]),
                 rule("apps", &["statefulsets"], &[name], &watched),
-                rule("", &["pods"], &[&pod], &["get", "list", "watch"]),
+                // One that hangs is ended at once.
+                rule("", &["pods"], &[&pod], &["get", "list", "watch", "delete"]),
                 rule("", &["pods/log"], &[&pod], &["get"]),
                 rule("", &["persistentvolumeclaims"], &[&claim], &["get", "delete"]),
             ]);
