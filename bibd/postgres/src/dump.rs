@@ -1,6 +1,6 @@
 //! PostgreSQL's part of a logical dump: `pg_dump` as a stream in one snapshot, and `pg_restore` fed by one.
 //!
-//! A [`Dump`] is begun by [`ManagedPostgres::dump`](crate::ManagedPostgres::dump) as `bibd_backup` and read to its end;
+//! A [`Dump`] is begun by [`ManagedPostgres::dump`] as `bibd_backup` and read to its end;
 //! [`Database::load_dump`] writes one into an empty database as the owner of everything. In between it is bytes: nothing
 //! here keeps them in memory or in a file, or knows of keys, stores or manifests of ours.
 
@@ -50,7 +50,7 @@ pub struct Dump {
     _way: Way,
 }
 
-/// See [`ManagedPostgres::dump`](crate::ManagedPostgres::dump).
+/// See [`ManagedPostgres::dump`].
 pub(crate) async fn begin<H: Host>(
     postgres: &dyn ManagedPostgres,
     host: &H,
@@ -179,7 +179,7 @@ impl Database {
     }
 }
 
-/// See [`ManagedPostgres::load`](crate::ManagedPostgres::load).
+/// See [`ManagedPostgres::load`].
 pub(crate) async fn load<H: Host>(
     postgres: &Managed<H>,
     login: &Login,
