@@ -10,9 +10,11 @@ use crate::process::{capture, cargo, root, run};
 use crate::soak::Plan;
 use crate::{hardening, image, kubernetes, machine, newer, postgres, soak, test, tidy};
 
-/// Enough to meet each kind of kill once, and three steps of each work that has named ones. Restores to random moments are
-/// among the tests. The same every time: CI looks for what changed.
-const SOAK: Plan = Plan { kills: 6, deaths: 3, moments: 0, seed: 1 };
+/// What is run of the soak. Deaths in an upgrade and restores to random moments are among the tests.
+const SOAK_WORKS: [&str; 6] = ["migrate", "rotate", "backup", "restore", "glass", "kills"];
+/// Enough to meet each kind of kill once, and three steps of each work that has named ones. The same every time: CI looks
+/// for what changed.
+const SOAK: Plan = Plan { kills: 6, deaths: 3, moments: 1, seed: 1 };
 
 /// Runs every step in order, cheap ones first.
 ///
@@ -48,7 +50,7 @@ pub fn run_all() -> anyhow::Result<()> {
     let summary = steps.step("tests", || test::run_all(&[]))?;
     steps.step("checklist on every provisioner", || hardening::check(&Programs::built(Profile::Dev)?))?;
     // The tests have built the programs; another selection of packages would build their dependencies again.
-    steps.step("soak", || soak::run(&Programs::built(Profile::Dev)?, &[], SOAK, false))?;
+    steps.step("soak", || soak::run(&Programs::built(Profile::Dev)?, &SOAK_WORKS.map(str::to_owned), SOAK, false))?;
     steps.print();
     println!("{}", summary.unwrap_or_default());
     Ok(())

@@ -90,18 +90,25 @@ fn programs(server: &TestServer) -> Vec<i32> {
     ids.filter_map(|id| id.parse().ok()).filter(is_ours).collect()
 }
 
-/// A program like the one that runs, with files of its own, that nobody holds.
-fn leave_one(server: &TestServer) -> std::process::Child {
+/// Files and arguments of a program like the one that runs, for one that nobody holds: [`left_again`].
+fn prepare_one(server: &TestServer) {
     let layout = server.layout();
     let (from, to) = (layout.socket_dir.join("receiver"), layout.socket_dir.join("left"));
     assert!(std::process::Command::new("cp").arg("-a").args([&from, &to]).status().unwrap().success());
     let line = std::fs::read(format!("/proc/{}/cmdline", programs(server)[0])).unwrap();
     let line = String::from_utf8(line).unwrap().replace(from.to_str().unwrap(), to.to_str().unwrap());
     std::fs::write(server.here.path().join("left"), &line).unwrap();
-    left_again(server)
 }
 
+/// Starts it as it is always started: without what another one had begun, which it refuses when that died before the file
+/// had its full size.
 fn left_again(server: &TestServer) -> std::process::Child {
+    for entry in std::fs::read_dir(server.layout().spool.join("incoming")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
     let line = std::fs::read_to_string(server.here.path().join("left")).unwrap();
     let words: Vec<&str> = line.split_terminator('\0').collect();
     let owner = std::fs::metadata(server.layout().data).unwrap();
@@ -148,8 +155,10 @@ async fn the_log_comes_whole_through_deaths_of_either_side() {
     fill(&server, 2).await;
     // The daemon dies and its program does not: the next one ends it, and goes on.
     streams(&receiving).await;
-    let mut left = leave_one(&server);
+    prepare_one(&server);
     drop(task);
+    wait_for("its program's end", PATIENCE, async || programs(&server).is_empty()).await;
+    let mut left = left_again(&server);
     let is_left = |left: &mut std::process::Child| left.try_wait().unwrap().is_none();
     wait_for("one that is left", PATIENCE, async || {
         let begun = retained(&mut server.attacker().await).await.unwrap().is_some_and(|kept| kept.is_active);
