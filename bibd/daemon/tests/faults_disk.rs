@@ -40,7 +40,7 @@ async fn below_the_reserve_writing_is_refused_and_reading_goes_on() {
 
     let filler = disk.fill(48 << 20);
     let low = async || node.health("disk").await.1.contains("less than 64 MiB");
-    wait_for("health says so", Duration::from_secs(60), low).await;
+    wait_for("health says so", Duration::from_secs(5), low).await;
     publisher.change();
     let error = publisher.publish(&client(&publisher, &node)).await.unwrap_err();
     assert_eq!(error.code(), Some("BIB0303"), "{}", error.chain());
@@ -50,7 +50,7 @@ async fn below_the_reserve_writing_is_refused_and_reading_goes_on() {
     audit_is_ok(&client(&publisher, &node)).await;
 
     fs::remove_file(filler).unwrap();
-    wait_for("room again", Duration::from_secs(60), async || !low().await).await;
+    wait_for("room again", Duration::from_secs(5), async || !low().await).await;
     publisher.publish(&client(&publisher, &node)).await.unwrap();
     publisher.check(&client(&publisher, &node), true).await;
     assert!(node.stop().success());
@@ -94,7 +94,7 @@ async fn a_full_disk_loses_nothing_and_is_taken_up_again_by_itself() {
     })
     .await;
     let serving = async || node.health("database").await.0 == ServingStatus::Serving;
-    wait_for("health", Duration::from_secs(60), serving).await;
+    wait_for("health", Duration::from_secs(15), serving).await;
     publisher.publish(&client(&publisher, &node)).await.unwrap();
     publisher.check(&client(&publisher, &node), true).await;
     audit_is_ok(&client(&publisher, &node)).await;

@@ -186,7 +186,7 @@ async fn half_open_and_slow_connections_leave_honest_ones_alone() {
     }
     for _ in 0..50 {
         let taken = is_served(&node).await;
-        assert!(taken < Duration::from_secs(10), "{taken:?}");
+        assert!(taken < Duration::from_secs(1), "{taken:?}");
     }
     assert!(node.status("VmRSS").saturating_sub(before) <= MAX_GROWTH_KIB);
     assert!(node.status("Threads") <= threads + 8);
@@ -216,12 +216,12 @@ async fn out_of_descriptors_the_daemon_waits_and_goes_on() {
             Err(_) => break,
         }
     }
-    wait_for("the daemon says so", Duration::from_secs(60), async || place.log().contains("raise the limit")).await;
+    wait_for("the daemon says so", Duration::from_secs(10), async || place.log().contains("raise the limit")).await;
     // It lives, and turns no processor while it waits.
     let request = HealthCheckRequest::default();
     drop(held);
     let served = async || HealthServiceClient::new(node.channel().await).check(request.clone()).await.is_ok();
-    wait_for("service", Duration::from_secs(60), served).await;
+    wait_for("service", Duration::from_secs(10), served).await;
     make_topic(&node.channel().await, "after").await.unwrap();
     assert!(!place.log().contains("panicked"), "{}", place.log());
     assert!(node.stop().success());

@@ -98,7 +98,7 @@ async fn what_a_daemon_left_is_shut_at_the_next_start_and_what_does_not_listen_i
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(text(&mut attacker, states).await, "active", "a cancel request can be caught");
     door.terminate(stubborn.key.pid).await.unwrap();
-    wait_for("its end", Duration::from_secs(60), async || text(&mut attacker, states).await.is_empty()).await;
+    wait_for("its end", Duration::from_secs(10), async || text(&mut attacker, states).await.is_empty()).await;
 
     let idle = door.enter(&[]).await.unwrap();
     server.another_daemon();

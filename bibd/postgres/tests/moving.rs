@@ -135,7 +135,7 @@ async fn a_death_at_any_step_is_gone_forward_from(ground: Ground) {
             assert!(!server.postgres.provision().await.unwrap().created);
             server.postgres.start().await.unwrap();
             server.database.ensure_roles().await.unwrap();
-            assert!(begun.elapsed() < Duration::from_secs(60), "{point}: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(10), "{point}: {:?}", begun.elapsed());
             assert_eq!(count(&server).await, "1", "{point}");
             let left = ground.engine(&["ps", "--all", "--quiet", "--filter", &format!("name={}", server.container())]);
             assert_eq!(left.1.is_empty(), to == Choice::Process, "{point}: {left:?}");

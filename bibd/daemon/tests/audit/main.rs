@@ -137,7 +137,7 @@ async fn an_entry_is_sealed_soon_after_its_act_and_a_sensitive_act_waits_for_its
         }
         times.sort_unstable();
         println!("sealed after {:?} in the middle, {:?} at most", times[25], times[49]);
-        assert!(times[49] < Duration::from_secs(20), "{times:?}");
+        assert!(times[49] < Duration::from_secs(2), "{times:?}");
 
         let call = node.call();
         let tx = node.base.begin(&call, "test").await.unwrap();
@@ -147,7 +147,7 @@ async fn an_entry_is_sealed_soon_after_its_act_and_a_sensitive_act_waits_for_its
         let sealed = format!("SELECT count(*) FROM bib.audit_seal WHERE entry_id = '{entry}'");
         assert_eq!(number(&mut attacker, &sealed).await, 1, "sealed before it returned");
         let signed = "SELECT count(*) FROM bib.audit_checkpoint WHERE size = 51";
-        node::wait_for("its checkpoint", Duration::from_secs(60), async || number(&mut attacker, signed).await == 1)
+        node::wait_for("its checkpoint", Duration::from_secs(2), async || number(&mut attacker, signed).await == 1)
             .await;
     })
     .await;
@@ -167,7 +167,7 @@ async fn a_sensitive_act_fails_closed_within_two_seconds_when_nothing_seals() {
     let act = Act::new("dataset.withdraw", "dataset:x", json!({}));
     let refused = node.base.journal.commit(tx, &call, act).await.unwrap_err();
     assert_eq!(refused.code().to_string(), "BIB0305");
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     // And when the entry cannot be written at all, nothing of the act stands.
     let mut attacker = node.attacker().await;
     run(&mut attacker, "REVOKE INSERT ON bib.audit_entry FROM bibd_service").await.unwrap();
