@@ -44,6 +44,12 @@ async fn verify(admin: &mut AdminServiceClient<Channel>) -> pb::VerifyAuditRespo
     all(answer).await.pop().unwrap()
 }
 
+/// What a line of an export is.
+fn kind_of(line: &[u8]) -> String {
+    let line: serde_json::Value = serde_json::from_slice(line).unwrap_or_default();
+    line["kind"].as_str().unwrap_or_default().to_owned()
+}
+
 fn since_the_newest() -> pb::ListAuditRequest {
     pb::ListAuditRequest { descending: true, ..Default::default() }
 }
@@ -146,7 +152,11 @@ async fn the_log_is_listed_followed_verified_proved_exported_and_erased() {
     let export = all(calls.export_audit(pb::ExportAuditRequest {}).await.unwrap().into_inner()).await;
     let lines: Vec<_> = export.iter().flat_map(|part| part.data.to_vec()).collect();
     let external = std::fs::read(&node.daemon.foundation().places.checkpoints).unwrap();
-    let external = bibd_audit::checkpoint_file::split_records(&external).notes;
+    let mut external = bibd_audit::checkpoint_file::split_records(&external).notes;
+    // Some may have been signed since, for entries that the export has not.
+    let exported = lines.split(|byte| *byte == b'\n').filter(|line| kind_of(line) == "entry").count();
+    external.retain(|note| note.lines().nth(1).unwrap().parse::<usize>().unwrap() <= exported);
+    assert!(!external.is_empty());
     let trusted = bibd_audit::TrustedInputs { public_key: Some(key), external, ..Default::default() };
     let judged = bibd_audit::export::verify(lines.as_slice(), trusted).unwrap();
     assert!(matches!(judged, bibd_audit::Verdict::Ok(_)), "{judged:?}");

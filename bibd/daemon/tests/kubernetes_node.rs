@@ -70,6 +70,20 @@ fn bibd(place: &Place, arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
 }
 
+/// The checklist as `bib` prints it, into the file that `cargo xtask hardening` asks for: only a test has a cluster.
+fn write_checklist(node: &Node, version: &str) {
+    let (Some(bib), Some(path)) = (std::env::var_os("BIB_TEST_BIB"), std::env::var_os("BIB_TEST_CHECKLIST")) else {
+        return;
+    };
+    let address = format!("unix:{}", node.daemon.ready().socket.display());
+    let mut command = Command::new(bib);
+    command.env("BIB_NODE", address).args(["admin", "db", "audit", "-o", "markdown"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let title = format!("PostgreSQL {version}, a pod of Kubernetes\n");
+    std::fs::write(path, [title.as_bytes(), &output.stdout].concat()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_lives_on_a_pod() {
     let Some(mut place) = pods_run_here().await else { return };
@@ -98,6 +112,7 @@ async fn a_node_lives_on_a_pod() {
     .await;
     let failing = node.failing_items().await;
     assert!(failing.is_empty(), "{failing:#?}");
+    write_checklist(&node, &shown.version);
 
     // What cannot be done there is refused with the way.
     let request = pb::MoveDatabaseRequest { to: "process".to_owned(), dry_run: true };

@@ -34,7 +34,7 @@ use crate::wal::Segment;
 
 /// The replication slot that holds the log until it is here.
 pub const SLOT: &str = "bibd_archive";
-/// What its session is called in the server. A rotation ends it without waiting for it: it comes back by itself.
+/// What its sessions are called in the server. A rotation ends them without waiting: they come back by themselves.
 pub(crate) const APPLICATION: &str = "bibd receiver";
 const TOOL: &str = "pg_receivewal";
 
@@ -253,7 +253,7 @@ impl Receiver {
     /// session that a former daemon left on it is ended.
     async fn ensure_slot(&self, login: &Login) -> Result<(), Error> {
         const WHAT: &str = "look at the slot of the log";
-        let options = self.endpoint.options(login).disable_statement_logging();
+        let options = self.endpoint.options(login).application_name(APPLICATION).disable_statement_logging();
         let look = async {
             let mut connection = PgConnection::connect_with(&options).await?;
             let row = sqlx::query(

@@ -230,8 +230,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// Sessions of every login that has one, asked as `bibd_monitor`. The one that receives the log does not count: nobody
-/// waits for its end, and it comes back by itself.
+/// Sessions of every login that has one, asked as `bibd_monitor`. Those that receive the log do not count: nobody waits
+/// for their end, and they come back by themselves.
 ///
 /// # Errors
 /// [`Error::Sql`].
@@ -240,7 +240,7 @@ pub async fn sessions(monitor: &mut PgConnection) -> Result<BTreeMap<String, u64
         "SELECT usename::text, count(*)
          FROM pg_stat_activity
          WHERE usename IS NOT NULL
-           AND NOT (backend_type = 'walsender' AND application_name = $1)
+           AND application_name IS DISTINCT FROM $1
          GROUP BY usename",
     )
     .bind(crate::receive::APPLICATION)

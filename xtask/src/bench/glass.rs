@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
 
 use super::login::Login;
 use super::{Bench, median};
@@ -59,6 +60,7 @@ pub(super) fn glass(bench: &mut Bench) -> anyhow::Result<()> {
         whole[1].push(session_ms(through(&node))?);
     }
     let dead = cut_after_s(&node, "SELECT 1;", || remove_recordings(directory.path()))?;
+    node.ask(&["admin", "break-glass", "disable"])?;
     node.ask(&["admin", "break-glass", "review", "--note", "bench"])?;
     let short = ["admin", "break-glass", "enable", "--reason", "bench", "--duration", "5s", "--access", "readwrite"];
     node.ask(&[&short[..], &["--key", &key]].concat())?;
@@ -100,23 +102,26 @@ fn remove_recordings(home: &Path) -> anyhow::Result<()> {
 
 /// Runs a session that says this and goes on, then `act`; returns how long after it the node has ended the session.
 fn cut_after_s(node: &Node, said: &str, act: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let newest = || -> anyhow::Result<Value> { Ok(node.ask(&["admin", "break-glass", "sessions"])?[0].take()) };
+    let before = newest()?["session"].take();
     let mut psql = through(node);
     let mut child =
         psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start psql")?;
     let mut input = child.stdin.take().context("psql has no input")?;
     std::io::Write::write_all(&mut input, format!("{said}\n").as_bytes())?;
+    let wait = |what: &str, is: &dyn Fn(&Value) -> bool| -> anyhow::Result<f64> {
+        let began = Instant::now();
+        while !is(&newest()?) {
+            ensure!(began.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(began.elapsed().as_secs_f64())
+    };
+    wait("the session is there", &|session| session["session"] != before)?;
+    // It has been said, and the statement runs.
     std::thread::sleep(Duration::from_secs(1));
     act()?;
-    let began = Instant::now();
-    loop {
-        let sessions = node.ask(&["admin", "break-glass", "sessions"])?;
-        if sessions[0]["ended_at"].as_str().is_some_and(|at| !at.is_empty()) {
-            break;
-        }
-        ensure!(began.elapsed() < Duration::from_secs(60), "the session was not cut");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let took = began.elapsed().as_secs_f64();
+    let took = wait("it is cut", &|session| session["ended_at"].as_str().is_some_and(|at| !at.is_empty()))?;
     drop(input);
     child.wait().context("wait for psql")?;
     Ok(took)

@@ -112,6 +112,16 @@ pub(super) async fn remove(postgres: &dyn ManagedPostgres) -> Result<(), bibd_po
     postgres.dismantle().await
 }
 
+/// Passes on what came of a server; where it failed, none is left behind.
+async fn or_remove<T>(outcome: Result<T, BackupError>, postgres: &dyn ManagedPostgres) -> Result<T, BackupError> {
+    if outcome.is_err()
+        && let Err(error) = remove(postgres).await
+    {
+        tracing::warn!(error.cause = %error, "a server that could not be recovered could not be stopped either");
+    }
+    outcome
+}
+
 impl Landing<'_> {
     /// Lays everything out, recovers up to `target` and says what is there. `chain` is read for what the backup itself
     /// does not have. With `list`, PostgreSQL compares every file with its own list first. A logical backup has one moment,
@@ -177,9 +187,9 @@ impl Landing<'_> {
         let postgres = server(Wal::Recycle).await?;
         self.start(postgres.as_ref(), None).await?;
         let examined = self.examine(&self.database(&postgres, &secrets)).await;
-        let stopped = postgres.stop(Stop::Clean).await;
-        let examined = examined?;
-        stopped?;
+        let examined = or_remove(examined, postgres.as_ref()).await?;
+        let stopped = postgres.stop(Stop::Clean).await.map_err(BackupError::from);
+        or_remove(stopped, postgres.as_ref()).await?;
         postgres.dismantle().await?;
         self.failpoints.hit("restore.examined");
         Ok(examined)
@@ -250,12 +260,7 @@ impl Landing<'_> {
             started = postgres.start() => started.map(drop).map_err(BackupError::from),
             damaged = feeding => Err(damaged),
         };
-        if outcome.is_err()
-            && let Err(error) = remove(postgres).await
-        {
-            tracing::warn!(error.cause = %error, "a server that could not be recovered could not be stopped either");
-        }
-        outcome
+        or_remove(outcome, postgres).await
     }
 
     /// The database on the server that was laid out.
