@@ -1,5 +1,6 @@
 //! What `cargo xtask bench` writes: JSON for programs, and the page that is generated from it for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
@@ -16,23 +17,30 @@ pub fn now() -> anyhow::Result<String> {
         .context("write the time")
 }
 
-/// One run of the benchmarks.
+/// The benchmarks, each as it was run last.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The commit that was measured; ends in `+` when files were changed.
-    pub commit: String,
-    /// When, RFC 3339.
-    pub time: String,
     /// The seed of all inputs.
     pub seed: u64,
-    /// What it ran on.
+    /// What they ran on.
     pub machine: Machine,
+    /// Each benchmark's last run.
+    pub runs: BTreeMap<String, Run>,
     /// The figures, in order.
     pub figures: Vec<Figure>,
 }
 
+/// One run of a benchmark.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    /// The commit that was measured; ends in `+` when files were changed.
+    pub commit: String,
+    /// When it was over, RFC 3339.
+    pub time: String,
+}
+
 /// The machine of a run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name.
     pub processor: String,
@@ -95,6 +103,19 @@ pub fn page_of(json: &str) -> anyhow::Result<String> {
 }
 
 impl Report {
+    /// One without figures.
+    #[must_use]
+    pub const fn on(machine: Machine, seed: u64) -> Self {
+        Self { seed, machine, runs: BTreeMap::new(), figures: Vec::new() }
+    }
+
+    /// Puts the figures of a benchmark in the place of its former ones.
+    pub fn take(&mut self, benchmark: &str, run: Run, figures: Vec<Figure>) {
+        self.figures.retain(|figure| figure.benchmark != benchmark);
+        self.figures.extend(figures);
+        self.runs.insert(benchmark.to_owned(), run);
+    }
+
     /// The page for people.
     #[must_use]
     pub fn page(&self) -> String {
@@ -104,9 +125,7 @@ impl Report {
              Generated from `benchmarks.json` by `cargo xtask bench`; do not edit. Ratios are between things measured in\n\
              the same run. Inputs are seeded random bytes, no two files alike; every time includes the fsync of what is\n\
              acknowledged.\n\n\
-             - commit {}, {}, seed {}\n- {}, {} threads, {} MiB, {}\n- data on {}\n- {}\n",
-            self.commit,
-            self.time,
+             - seed {}\n- {}, {} threads, {} MiB, {}\n- data on {}\n- {}\n",
             self.seed,
             machine.processor,
             machine.threads,
@@ -120,7 +139,11 @@ impl Report {
             if figure.benchmark != benchmark {
                 benchmark = &figure.benchmark;
                 // Writing to a string cannot fail.
-                let _ = write!(page, "\n## {benchmark}\n\n| figure | value | bound | |\n|---|---|---|---|\n");
+                let _ = write!(page, "\n## {benchmark}\n\n");
+                if let Some(Run { commit, time }) = self.runs.get(benchmark) {
+                    let _ = write!(page, "Commit {commit}, {time}.\n\n");
+                }
+                page.push_str("| figure | value | bound | |\n|---|---|---|---|\n");
             }
             let bound = match figure.bound {
                 None => String::new(),
@@ -147,23 +170,21 @@ mod tests {
             unit: "s".to_owned(),
             bound: Some(bound),
         };
-        let report = Report {
-            commit: "abc".to_owned(),
-            time: "2026-01-01T00:00:00Z".to_owned(),
-            seed: 1,
-            machine: Machine {
-                processor: "p".to_owned(),
-                threads: 2,
-                memory_mib: 1,
-                kernel: "k".to_owned(),
-                storage: "ext4".to_owned(),
-                postgres: "15".to_owned(),
-            },
-            figures: vec![figure(3.0, Bound::AtMost(10.0)), figure(3.0, Bound::AtLeast(10.0))],
+        let machine = Machine {
+            processor: "p".to_owned(),
+            threads: 2,
+            memory_mib: 1,
+            kernel: "k".to_owned(),
+            storage: "ext4".to_owned(),
+            postgres: "15".to_owned(),
         };
+        let run = |commit: &str| Run { commit: commit.to_owned(), time: "2026-01-01T00:00:00Z".to_owned() };
+        let mut report = Report::on(machine, 1);
+        report.take("start", run("former"), vec![figure(7.0, Bound::AtMost(10.0))]);
+        report.take("start", run("abc"), vec![figure(3.0, Bound::AtMost(10.0)), figure(3.0, Bound::AtLeast(10.0))]);
         let page = page_of(&serde_json::to_string(&report).unwrap()).unwrap();
         assert!(page.contains("| first start | 3 s | <= 10 s | holds |"), "{page}");
         assert!(page.contains("| first start | 3 s | >= 10 s | **missed** |"), "{page}");
-        assert_eq!(page.matches("## start").count(), 1);
+        assert_eq!(page.matches("## start\n\nCommit abc, 2026-01-01T00:00:00Z.\n\n|").count(), 1);
     }
 }

@@ -8,14 +8,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::node::{Node, Profile, Programs, passable_directory};
 use crate::postgres;
 use crate::process::{capture, root, shown};
 use crate::random::Random;
-use crate::report::{Bound, Figure, Machine, Report, now};
+use crate::report::{Bound, Figure, Machine, Report, Run, now};
 
 mod backup;
 mod commits;
@@ -51,20 +51,25 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("archive", backup::archive),
 ];
 
-/// Runs the benchmarks whose names were given, or all, and writes `docs/benchmarks.json` and the page made of it.
+/// Runs the benchmarks whose names were given, or all; after each it writes `docs/benchmarks.json` and the page made of it.
 ///
-/// A run of some keeps the other figures of the file, when it was made on the same machine.
+/// A run of some keeps the figures of the others, which must have been measured on the same machine.
 ///
 /// # Errors
-/// When a benchmark cannot be run, a name is unknown, or a bound was missed.
+/// When a benchmark cannot be run, a name is unknown, the machine is another one, or a bound was missed.
 pub fn run(names: &[String]) -> anyhow::Result<()> {
     if let Some(unknown) = names.iter().find(|name| BENCHMARKS.iter().all(|(known, _)| known != name)) {
         let known: Vec<&str> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
         bail!("there is no benchmark `{unknown}`; there are {}", known.join(", "));
     }
     let postgres = postgres::ensure()?;
+    let machine = machine(&postgres)?;
+    let mut report =
+        if names.is_empty() { None } else { former()? }.unwrap_or_else(|| Report::on(machine.clone(), SEED));
+    ensure!(report.machine == machine, "the figures are of another machine ({:?}): run all of them", report.machine);
     let programs = Programs::build(Profile::Release)?;
-    let mut figures = Vec::new();
+    let commit = crate::soak::commit()?;
+    let mut missed = Vec::new();
     for (name, benchmark) in BENCHMARKS {
         if !names.is_empty() && names.iter().all(|wanted| wanted != name) {
             continue;
@@ -72,22 +77,13 @@ pub fn run(names: &[String]) -> anyhow::Result<()> {
         println!("\n==== {name}");
         let mut bench = Bench { name, programs: programs.clone(), figures: Vec::new(), postgres: postgres.clone() };
         benchmark(&mut bench).with_context(|| format!("benchmark `{name}`"))?;
-        figures.append(&mut bench.figures);
+        let is_missed = |figure: &&Figure| figure.holds() == Some(false);
+        missed.extend(bench.figures.iter().filter(is_missed).map(|figure| figure.what.clone()));
+        report.take(name, Run { commit: commit.clone(), time: now()? }, bench.figures);
+        let place = |figure: &Figure| BENCHMARKS.iter().position(|(name, _)| *name == figure.benchmark);
+        report.figures.sort_by_key(place);
+        write(&report)?;
     }
-    let report = Report {
-        commit: crate::soak::commit()?,
-        time: now()?,
-        seed: SEED,
-        machine: machine(&postgres)?,
-        figures: merged(figures)?,
-    };
-    write(&report)?;
-    let missed: Vec<&str> = report
-        .figures
-        .iter()
-        .filter(|figure| figure.holds() == Some(false))
-        .map(|figure| figure.what.as_str())
-        .collect();
     if !missed.is_empty() {
         bail!("missed: {}", missed.join("; "));
     }
@@ -109,18 +105,13 @@ fn write(report: &Report) -> anyhow::Result<()> {
     write_page()
 }
 
-/// New figures, and those of benchmarks that were not run from the file that is there; in the order of the benchmarks.
-fn merged(new: Vec<Figure>) -> anyhow::Result<Vec<Figure>> {
-    let old = match fs::read_to_string(root().join("docs/benchmarks.json")) {
-        Ok(json) => serde_json::from_str::<Report>(&json).context("read docs/benchmarks.json")?.figures,
-        Err(_) => Vec::new(),
-    };
-    let mut all = Vec::new();
-    for (name, _) in BENCHMARKS {
-        let source = if new.iter().any(|figure| figure.benchmark == *name) { &new } else { &old };
-        all.extend(source.iter().filter(|figure| figure.benchmark == *name).cloned());
+/// What was measured before.
+fn former() -> anyhow::Result<Option<Report>> {
+    match fs::read_to_string(root().join("docs/benchmarks.json")) {
+        Ok(json) => serde_json::from_str(&json).context("read docs/benchmarks.json").map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("read docs/benchmarks.json"),
     }
-    Ok(all)
 }
 
 fn machine(postgres: &Path) -> anyhow::Result<Machine> {
