@@ -134,14 +134,19 @@ async fn audited(place: &Place, data: &str, node: &Node, client: &Client) -> (St
         let answer = answer.unwrap();
         explanation = format!("{}: {}", answer.verdict, answer.explanation);
     }
-    // Before the export: a checkpoint that is signed meanwhile speaks of entries that the export has not.
-    let notes = place.path("checkpoints");
-    std::fs::copy(place.path(data).join("checkpoints"), &notes).unwrap();
-    let mut lines = client.admin().export_audit().await.unwrap();
-    let mut export = Vec::new();
-    while let Some(piece) = lines.next().await {
-        export.extend_from_slice(&piece.unwrap().data);
-    }
+    // Of one moment: a checkpoint that is signed meanwhile speaks of entries that the other has not, or is missing there.
+    let (notes, file) = (place.path("checkpoints"), place.path(data).join("checkpoints"));
+    let export = loop {
+        std::fs::copy(&file, &notes).unwrap();
+        let mut lines = client.admin().export_audit().await.unwrap();
+        let mut export = Vec::new();
+        while let Some(piece) = lines.next().await {
+            export.extend_from_slice(&piece.unwrap().data);
+        }
+        if std::fs::read(&file).unwrap() == std::fs::read(&notes).unwrap() {
+            break export;
+        }
+    };
     let path = place.path("log.jsonl");
     std::fs::write(&path, export).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../audit/python/verify_log.py");
