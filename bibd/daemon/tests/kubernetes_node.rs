@@ -1,19 +1,24 @@
-//! A node whose database is a pod: a double of the API with a node behind it that runs the pod by Docker. The daemon is
-//! real, and so is PostgreSQL.
+//! A node whose database is a pod: a double of the API with a node behind it that runs the pod by Docker, or a double of
+//! the operator. The daemon is real, and so is PostgreSQL.
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::print_stderr, reason = "a test that cannot run says so loudly")]
 
 #[path = "../../postgres/tests/kubernetes/double.rs"]
 mod double;
+#[path = "../../postgres/tests/kubernetes/instance.rs"]
+mod instance;
 #[path = "../../postgres/tests/kubernetes/kubelet.rs"]
 mod kubelet;
 #[allow(dead_code, reason = "each test uses its own part")]
 #[path = "backup/node.rs"]
 mod node;
+#[path = "../../postgres/tests/kubernetes/operator.rs"]
+mod operator;
 #[path = "../../postgres/tests/kubernetes/node.rs"]
 mod pods;
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bib_proto::v1 as pb;
@@ -22,6 +27,7 @@ use node::{Node, Place, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const POD: &str = "/api/v1/namespaces/bib/pods/bibd-postgres-0";
+const CLUSTER: &str = "/apis/postgresql.cnpg.io/v1/namespaces/bib/clusters/bibd-postgres";
 
 /// Whether pods can be run here; says so loudly where they cannot, and fails where CI=true.
 async fn pods_run_here() -> Option<Place> {
@@ -160,5 +166,60 @@ async fn a_node_lives_on_a_pod() {
     let (code, said) = bibd(&place, &["cleanup", "--yes"]);
     assert_eq!(code, 0, "{said}");
     assert!(double.all().is_empty() && !place.path("data/identity").exists(), "{:?}", double.all().keys());
+    assert_eq!(double.objects.strange.lock().unwrap().clone(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_lives_under_an_operator() {
+    let Some(mut place) = pods_run_here().await else { return };
+    let double = Double::start();
+    let operator = operator::Operator::behind(&double, "bibd-postgres");
+    configure(&mut place, &double);
+    place.sets("database.kubernetes.mode", "operator");
+
+    let node = Node::start(&place, "data").await;
+    node.export_recovery(&place.sheet()).await;
+    node.make_topic("kept").await;
+    let pod = status(&node).await.container.unwrap();
+    assert_eq!(pod.name, "bib/bibd-postgres-1");
+    let made = node.make_backup().await;
+    node.make_topic("after").await;
+    let checked = node.verify(&made.id).await;
+    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
+    wait_for("the log is in the store", PATIENCE, async || {
+        node.rename_topic("after").await;
+        !place.segments(&node.peer()).is_empty()
+    })
+    .await;
+    // Not before: the login of a backup that runs is left out.
+    node.rotate().await;
+    // Who receives the log comes back by itself.
+    wait_for("every item holds", PATIENCE, async || node.failing_items().await.is_empty()).await;
+
+    // The daemon goes and comes; while it is away there is no pod, and it comes with the same data.
+    node.stop().await;
+    let instances = || double.all().keys().filter(|path| path.contains("/pods/") && !path.contains("initdb")).count();
+    assert_eq!(instances(), 0);
+    let node = Node::start(&place, "data").await;
+    assert_eq!((node.topics().await, node.audit_verdict().await), (2, "OK".to_owned()));
+    // Another pod writes: the node goes on with it.
+    operator.orders.fails_over.store(true, Ordering::SeqCst);
+    wait_for("the node answers over the other pod", PATIENCE, async || {
+        let mut admin = node.admin().await;
+        let status = &double.get(CLUSTER).unwrap()["status"];
+        let is_there = status["currentPrimary"] == "bibd-postgres-2" && status["phase"] == "Cluster in healthy state";
+        is_there && admin.get_database_status(pb::GetDatabaseStatusRequest {}).await.is_ok()
+    })
+    .await;
+    node.make_topic("still").await;
+    assert_eq!(status(&node).await.container.unwrap().name, "bib/bibd-postgres-2");
+    node.stop().await;
+
+    let (_, said) = bibd(&place, &["cleanup", "--dry-run"]);
+    assert!(said.contains("of Cluster `bibd-postgres` in the namespace `bib`") && !double.all().is_empty(), "{said}");
+    let (code, said) = bibd(&place, &["cleanup", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    wait_for("nothing is left", PATIENCE, async || double.all().is_empty()).await;
+    assert!(!place.path("data/identity").exists());
     assert_eq!(double.objects.strange.lock().unwrap().clone(), Vec::<String>::new());
 }

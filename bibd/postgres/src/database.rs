@@ -74,7 +74,10 @@ impl Database {
         }
         let random = self.random.clone();
         let logins = ensure::LoginPlan::new(&secrets)?;
-        let admin_next = secrets.admin_next().cloned();
+        let admin_next = match secrets.admin_next() {
+            Some(next) if self.server.give_superuser(next).await? => None,
+            next => next.cloned(),
+        };
         self.superuser
             .act(Act::EnsureRoles, "postgres", move |connection| {
                 async move { ensure::cluster(connection, version, &logins, admin_next.as_ref(), &random).await }.boxed()

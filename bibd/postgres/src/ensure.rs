@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::glass;
 use crate::random::Randomness;
-use crate::role::{ADMIN, CHECK_SCHEMA, DATABASE, GroupRole, Letter, MIGRATE, OWNER, RoleLimits, SCHEMA};
+use crate::role::{
+    ADMIN, CHECK_SCHEMA, DATABASE, GroupRole, Letter, MIGRATE, OPERATOR, OPERATOR_REPLICA, OWNER, RoleLimits, SCHEMA,
+};
 use crate::scram;
 use crate::secrets::DbSecrets;
 use crate::version::Version;
@@ -190,6 +192,14 @@ pub(crate) async fn cluster(
     for name in GroupRole::ALL.map(GroupRole::name).into_iter().chain([MIGRATE]).chain(glass) {
         sql.add(format!("GRANT CONNECT ON DATABASE {DATABASE} TO {name}"));
     }
+    // An operator's other servers ask the one that writes for its slots there, and rewind over it.
+    sql.add(format!(
+        "DO $$ BEGIN
+             IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{OPERATOR_REPLICA}') THEN
+                 GRANT CONNECT ON DATABASE postgres TO {OPERATOR_REPLICA};
+             END IF;
+         END $$"
+    ));
     sql.run(connection, "close the databases to PUBLIC").await
 }
 
@@ -214,7 +224,8 @@ pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error>
     sql.add(format!("CREATE SCHEMA IF NOT EXISTS {CHECK_SCHEMA} AUTHORIZATION {ADMIN}"));
     sql.add(format!("REVOKE ALL ON SCHEMA {CHECK_SCHEMA} FROM PUBLIC"));
     sql.add(format!("GRANT USAGE ON SCHEMA {CHECK_SCHEMA} TO {monitor}"));
-    // Counts only: what bibd_monitor learns about passwords is how many are of which kind.
+    // Counts only: what bibd_monitor learns about passwords is how many are of which kind. Those of an operator come in
+    // without one, and are nobody's anywhere else (C.3-21).
     sql.add(format!(
         "CREATE OR REPLACE FUNCTION {CHECK_SCHEMA}.passwords(
              OUT md5 bigint, OUT other bigint, OUT weakest bigint, OUT missing bigint)
@@ -224,7 +235,8 @@ pub(crate) async fn database(connection: &mut PgConnection) -> Result<(), Error>
                     count(*) FILTER (WHERE rolpassword NOT LIKE 'SCRAM-SHA-256$%'),
                     coalesce(min(CASE WHEN rolpassword LIKE 'SCRAM-SHA-256$%'
                                       THEN split_part(split_part(rolpassword, '$', 2), ':', 1)::bigint END), 0),
-                    count(*) FILTER (WHERE rolpassword IS NULL AND rolcanlogin)
+                    count(*) FILTER (WHERE rolpassword IS NULL AND rolcanlogin
+                                           AND rolname NOT IN ('{OPERATOR}', '{OPERATOR_REPLICA}'))
              FROM pg_authid
          $$"
     ));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +94,16 @@ pub trait ManagedPostgres: Send + Sync {
     /// # Errors
     /// [`Error::SecretStore`], [`Error::Io`] and others of [`Authority::ensure`](crate::tcp::Authority::ensure).
     async fn renew_certificates(&self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Gives the superuser its next password where somebody else than us keeps the role as it is, and would undo what is
+    /// set over SQL. Says whether that was done: then nobody else is to do it, and it works. Until this returns either
+    /// password may be the one that does.
+    ///
+    /// # Errors
+    /// What a cluster says; [`Error::Kubernetes`] where it does not come to work in time: to be called again.
+    async fn give_superuser(&self, _next: &SecretString) -> Result<bool, Error> {
         Ok(false)
     }
 

@@ -54,6 +54,9 @@ pub(crate) struct Record {
     /// PostgreSQL's name of the cluster; a string, because it is larger than JSON's safe integers.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "as_text")]
     pub(crate) system_identifier: Option<u64>,
+    /// Whether an operator of Kubernetes makes the pods and keeps the volumes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) operator: bool,
 }
 
 /// How far provisioning came.
@@ -86,13 +89,19 @@ mod as_text {
 impl Record {
     /// The first step.
     pub(crate) fn initialising(choice: Choice, major: u32) -> Self {
-        Self { choice: choice.name().to_owned(), major, state: RecordState::Initialising, system_identifier: None }
+        let (choice, state) = (choice.name().to_owned(), RecordState::Initialising);
+        Self { choice, major, state, system_identifier: None, operator: false }
     }
 
     /// The second step.
     pub(crate) fn ready(choice: Choice, major: u32, system_identifier: u64) -> Self {
-        let system_identifier = Some(system_identifier);
-        Self { choice: choice.name().to_owned(), major, state: RecordState::Ready, system_identifier }
+        let (choice, system_identifier) = (choice.name().to_owned(), Some(system_identifier));
+        Self { choice, major, state: RecordState::Ready, system_identifier, operator: false }
+    }
+
+    /// The same of a database whose pods an operator makes.
+    pub(crate) fn of_operator(self) -> Self {
+        Self { operator: true, ..self }
     }
 
     /// Reads the file, which must be of `choice`; `None` when there is none.
@@ -223,6 +232,13 @@ mod tests {
             "{\"choice\":\"process\",\"major\":16,\"state\":\"ready\",\"system_identifier\":\"18446744073709551615\"}\n"
         );
         assert_eq!(Record::read(&path).unwrap(), Some(Record::ready(Choice::Process, 16, u64::MAX)));
+        let operated = Record::ready(Choice::Kubernetes, 18, 7).of_operator();
+        operated.write(&path).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"choice\":\"kubernetes\",\"major\":18,\"state\":\"ready\",\"system_identifier\":\"7\",\"operator\":true}\n"
+        );
+        assert_eq!(Record::read(&path).unwrap(), Some(operated));
         for (text, damaged) in [
             ("", true),
             ("{}", true),

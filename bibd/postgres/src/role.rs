@@ -18,6 +18,11 @@ pub const MIGRATE: &str = "bibd_migrate";
 /// The bootstrap superuser.
 pub const ADMIN: &str = "bibd_admin";
 
+/// The superuser of an operator that makes the server's pods: without a password, let in through the pod's own socket.
+pub(crate) const OPERATOR: &str = "postgres";
+/// The role with which such an operator's other servers follow the one that writes: let in by certificate.
+pub(crate) const OPERATOR_REPLICA: &str = "streaming_replica";
+
 /// A group role: carries grants, cannot log in, and has a pair of logins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GroupRole {

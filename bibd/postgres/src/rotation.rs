@@ -173,7 +173,11 @@ impl Database {
             .into_iter()
             .map(|(group, letter, password)| (group.login_name(letter), password))
             .collect();
-        passwords.extend(secrets.admin_next().map(|password| (ADMIN.to_owned(), password.clone())));
+        if let Some(next) = secrets.admin_next()
+            && !self.server.give_superuser(next).await?
+        {
+            passwords.push((ADMIN.to_owned(), next.clone()));
+        }
         let random = self.random.clone();
         // Tens of milliseconds of hashing.
         let verifiers: Vec<(String, SecretString)> = blocking(move || {

@@ -277,7 +277,7 @@ async fn a_rotation_brings_a_certificate_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_hole_in_the_tls_is_named() {
+async fn names_a_hole_in_the_tls() {
     if !machine_has_postgres().await {
         return;
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::cluster::VERIFIER_FILE;
 use crate::config::{AUTO_CONF, CONF, Config, HBA, IDENT};
 use crate::error::Error;
+use crate::kubernetes::manifests::KEPT_BY_OPERATOR;
 use crate::settings::Layout;
 
 use super::{ContainerItem, Finding, Findings, Status, tls};
@@ -21,6 +22,8 @@ pub struct Facts {
     pub(crate) config_differs: Vec<String>,
     /// What of the server's certificates others could open; nothing where there is no TLS.
     pub(crate) open_certificates: Vec<String>,
+    /// Whether an operator makes the server's pods: what it keeps for itself is its own, and is not judged here.
+    pub(crate) is_operated: bool,
     seen: Seen,
 }
 
@@ -145,7 +148,7 @@ impl Facts {
             logged_passwords: logged_passwords(&layout.log)?,
             confinement,
         };
-        Ok(Self { config, config_differs, open_certificates, seen: Seen::Files(Box::new(files)) })
+        Ok(Self { config, config_differs, open_certificates, is_operated: false, seen: Seen::Files(Box::new(files)) })
     }
 
     /// Of a server whose files are not on this machine: `told` is what is to be said of them, part by part.
@@ -155,14 +158,29 @@ impl Facts {
         open_certificates: Vec<String>,
         told: Vec<Finding>,
     ) -> Self {
-        Self { config, config_differs, open_certificates, seen: Seen::Told(told) }
+        Self { config, config_differs, open_certificates, is_operated: false, seen: Seen::Told(told) }
+    }
+
+    /// Of one whose pods an operator makes.
+    pub(crate) fn of_operator(self) -> Self {
+        Self { is_operated: true, ..self }
+    }
+
+    /// Whether a setting is the operator's.
+    pub(super) fn is_kept(&self, setting: &str) -> bool {
+        self.is_operated && KEPT_BY_OPERATOR.contains(&setting)
     }
 
     /// The items that are not for the server to answer.
     pub(crate) fn check(&self, findings: &mut Findings) {
         let differs: Vec<String> = self.config_differs.iter().filter(|name| *name == HBA).cloned().collect();
         let differs = differs.into_iter().map(|name| format!("{name} is not the generated one")).collect();
-        findings.none("C.1-5", "no trust, ever", differs, "pg_hba.conf is the generated one, byte for byte");
+        let expected = if self.is_operated {
+            "the operator was given our lines of pg_hba.conf and no others"
+        } else {
+            "pg_hba.conf is the generated one, byte for byte"
+        };
+        findings.none("C.1-5", "no trust, ever", differs, expected);
         match &self.seen {
             Seen::Files(files) => files.check(&self.config, findings),
             Seen::Told(told) => told.iter().for_each(|finding| findings.add(finding.clone())),

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use crate::ensure::{MIGRATE_LIMITS, memberships, role_settings};
 use crate::error::Error;
 use crate::glass::{self, GlassName};
-use crate::role::{ADMIN, GroupRole, Letter, MIGRATE, OWNER, RoleLimits};
+use crate::role::{ADMIN, GroupRole, Letter, MIGRATE, OPERATOR, OPERATOR_REPLICA, OWNER, RoleLimits};
 use crate::version::Version;
 
 use super::Findings;
@@ -17,10 +17,11 @@ use super::Findings;
 pub(super) async fn check(
     connection: &mut PgConnection,
     version: Version,
+    is_operated: bool,
     findings: &mut Findings,
 ) -> Result<(), Error> {
-    attributes(connection, findings).await?;
-    members(connection, findings).await?;
+    attributes(connection, is_operated, findings).await?;
+    members(connection, is_operated, findings).await?;
     limits(connection, version, findings).await
 }
 
@@ -33,15 +34,20 @@ pub(super) async fn names(
     sqlx::query_scalar(sql).fetch_all(connection).await.map_err(Error::sql(what))
 }
 
-async fn attributes(connection: &mut PgConnection, findings: &mut Findings) -> Result<(), Error> {
+/// Roles of an operator that makes the server's pods: its superuser, and its servers that follow.
+const OPERATORS: [&str; 2] = [OPERATOR, OPERATOR_REPLICA];
+
+async fn attributes(connection: &mut PgConnection, is_operated: bool, findings: &mut Findings) -> Result<(), Error> {
     let supers = names(
         connection,
         "list the superusers",
         "SELECT rolname::text FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY 1",
     )
     .await?;
-    findings.check("C.3-19", "one superuser", supers == [ADMIN], supers.join(", "), ADMIN);
-    let mighty = names(
+    let (wanted, expected): (&[&str], &str) =
+        if is_operated { (&[ADMIN, OPERATOR], "bibd_admin, and the operator's postgres") } else { (&[ADMIN], ADMIN) };
+    findings.check("C.3-19", "one superuser", supers == wanted, supers.join(", "), expected);
+    let mut mighty = names(
         connection,
         "list the roles with attributes",
         "SELECT rolname || concat(CASE WHEN rolcreaterole THEN ' CREATEROLE' END,
@@ -55,6 +61,8 @@ async fn attributes(connection: &mut PgConnection, findings: &mut Findings) -> R
          ORDER BY 1",
     )
     .await?;
+    let of_operator = |line: &String| OPERATORS.iter().any(|role| line.split(' ').next() == Some(role));
+    mighty.retain(|line| !(is_operated && of_operator(line)));
     findings.none("C.3-20", "no mighty roles", mighty, "none, and REPLICATION on bibd_backup's logins alone");
     let mut open = names(
         connection,
@@ -84,7 +92,7 @@ async fn attributes(connection: &mut PgConnection, findings: &mut Findings) -> R
     Ok(())
 }
 
-async fn members(connection: &mut PgConnection, findings: &mut Findings) -> Result<(), Error> {
+async fn members(connection: &mut PgConnection, is_operated: bool, findings: &mut Findings) -> Result<(), Error> {
     let rows = sqlx::query(
         "SELECT r.rolname::text, m.rolname::text, a.admin_option
          FROM pg_auth_members a
@@ -113,6 +121,7 @@ async fn members(connection: &mut PgConnection, findings: &mut Findings) -> Resu
         .flat_map(|group| [group.name().to_owned(), group.login_name(Letter::A), group.login_name(Letter::B)])
         .chain([OWNER, MIGRATE, ADMIN].map(str::to_owned))
         .chain(glass::Access::ALL.map(|access| access.group().to_owned()))
+        .chain(OPERATORS.into_iter().filter(|_| is_operated).map(str::to_owned))
         .collect();
     let roles =
         names(connection, "list the roles", "SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1")

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnection;
 use crate::config::{CONF, SET_PER_ROLE};
 use crate::error::Error;
 use crate::receive;
+use crate::role::OPERATOR_REPLICA;
 use crate::settings::{MAX_CONNECTIONS, RESERVED_CONNECTIONS};
 use crate::version::Version;
 use crate::wal::KEEP_NOTHING;
@@ -78,10 +79,10 @@ pub(super) async fn check(
     } else {
         archive(&effective, findings);
     }
-    let kind = if facts.config.listening.is_some() { "hostssl" } else { "local" };
-    rules(connection, kind, findings).await?;
+    let all = Rule::read(connection, facts.is_operated).await?;
+    rules(&all, facts, findings);
     if facts.config.listening.is_some() {
-        tls::check(connection, &effective, &facts.open_certificates, findings).await?;
+        tls::check(connection, &effective, &all, facts, findings).await?;
     }
     passwords(connection, findings).await?;
     drift(connection, &effective, facts, findings).await
@@ -96,6 +97,9 @@ fn version_finding(version: Version) -> Finding {
 
 fn instance(effective: &Effective, version: Version, facts: &Facts, findings: &mut Findings) {
     let mut all = |item, title, wanted: &[(&str, &str)]| {
+        if wanted.iter().all(|(name, _)| facts.is_kept(name)) {
+            return findings.leave(item, title, KEPT);
+        }
         let expected: Vec<String> = wanted.iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
         findings.none(item, title, effective.others(wanted), &expected.join(", "));
     };
@@ -168,7 +172,7 @@ fn logging(effective: &Effective, version: Version, facts: &Facts, findings: &mu
         effective.others(&wanted),
         "log_statement = ddl, no parameters",
     );
-    let mut problems = effective.others(&[
+    let wanted = [
         ("debug_print_parse", "off"),
         ("debug_print_rewritten", "off"),
         ("debug_print_plan", "off"),
@@ -178,21 +182,23 @@ fn logging(effective: &Effective, version: Version, facts: &Facts, findings: &mu
         // Where somebody else keeps and rotates it, the server does not.
         ("logging_collector", facts.config.value("logging_collector").unwrap_or("on")),
         ("log_truncate_on_rotation", "on"),
-    ]);
+    ];
+    let ours: Vec<(&str, &str)> = wanted.into_iter().filter(|(name, _)| !facts.is_kept(name)).collect();
+    let mut problems = effective.others(&ours);
     for name in ["log_min_duration_statement", "log_rotation_age"] {
-        if effective.number(name) < 1 {
+        if !facts.is_kept(name) && effective.number(name) < 1 {
             problems.push(format!("{name} = '{}'", effective.shown(name)));
         }
     }
-    if effective.shown("log_filename") != "postgresql-%a.log" {
+    if !facts.is_kept("log_filename") && effective.shown("log_filename") != "postgresql-%a.log" {
         problems.push("log_filename does not keep one week".to_owned());
     }
-    findings.none(
-        "C.4-36",
-        "log private, rotated, without data",
-        problems,
-        "0600, a file a day, one week, slow statements",
-    );
+    let expected = if facts.is_operated {
+        "without data, slow statements; its files are the operator's"
+    } else {
+        "0600, a file a day, one week, slow statements"
+    };
+    findings.none("C.4-36", "log private, rotated, without data", problems, expected);
 }
 
 fn durability(effective: &Effective, version: Version, findings: &mut Findings) {
@@ -254,6 +260,7 @@ fn without_archive(findings: &mut Findings) {
     findings.0.push(Finding { item, title, status, observed: String::new(), expected: String::new() });
 }
 
+const KEPT: &str = "the operator keeps these settings for itself";
 const ARCHIVING: &str = "WAL archiving";
 
 /// The write-ahead log is received by streaming replication, where somebody said to where it goes.
@@ -293,33 +300,96 @@ fn archive(effective: &Effective, findings: &mut Findings) {
     findings.none("C.4-38", ARCHIVING, problems, "archive_mode on, archive_timeout at most 60 s");
 }
 
-/// `pg_hba.conf` as it is in the file now; only connections of this `kind` are let in.
-async fn rules(connection: &mut PgConnection, kind: &str, findings: &mut Findings) -> Result<(), Error> {
-    let rows = sqlx::query(
-        "SELECT line_number, coalesce(type, ''), coalesce(array_to_string(database, ','), ''),
-                coalesce(array_to_string(user_name, ','), ''), coalesce(auth_method, ''), error
-         FROM pg_hba_file_rules ORDER BY line_number",
-    )
-    .fetch_all(connection)
-    .await
-    .map_err(Error::sql("read the rules of pg_hba.conf"))?;
+/// A line of `pg_hba.conf`, as it is in the file now.
+pub(super) struct Rule {
+    pub(super) line: i32,
+    pub(super) kind: String,
+    database: String,
+    user: String,
+    pub(super) method: String,
+    /// Whether who comes shows a certificate of its own name.
+    pub(super) asks_certificate: bool,
+    error: Option<String>,
+}
+
+impl Rule {
+    async fn read(connection: &mut PgConnection, is_operated: bool) -> Result<Vec<Self>, Error> {
+        let rows = sqlx::query(
+            "SELECT line_number, coalesce(type, ''), coalesce(array_to_string(database, ','), ''),
+                    coalesce(array_to_string(user_name, ','), ''), coalesce(auth_method, ''),
+                    'clientcert=verify-full' = ANY (coalesce(options, '{}')), error
+             FROM pg_hba_file_rules ORDER BY line_number",
+        )
+        .fetch_all(connection)
+        .await
+        .map_err(Error::sql("read the rules of pg_hba.conf"))?;
+        let mut all: Vec<Self> = rows
+            .iter()
+            .map(|row| Self {
+                line: row.get(0),
+                kind: row.get(1),
+                database: row.get(2),
+                user: row.get(3),
+                method: row.get(4),
+                asks_certificate: row.get(5),
+                error: row.get(6),
+            })
+            .collect();
+        if is_operated {
+            // What the operator adds after ours is not reached: ours end with a line that refuses everybody.
+            if let Some(last) = all.iter().position(|rule| rule.spelled() == CLOSED) {
+                let replication = all.get(last + 1).is_some_and(|rule| rule.spelled() == CLOSED_REPLICATION);
+                all.truncate(last + 1 + usize::from(replication));
+            }
+            all.retain(|rule| !rule.is_operators());
+        }
+        Ok(all)
+    }
+
+    fn spelled(&self) -> String {
+        [&self.kind, &self.database, &self.user, &self.method].map(String::as_str).join(" ")
+    }
+
+    /// Whether it is one of those that stand before ours under an operator: its superuser through the pod's socket, its
+    /// servers that follow and its pooler, which we do not have, by certificate.
+    fn is_operators(&self) -> bool {
+        let fixed = [
+            "local all all peer".to_owned(),
+            format!("hostssl postgres {OPERATOR_REPLICA} cert"),
+            format!("hostssl replication {OPERATOR_REPLICA} cert"),
+            "hostssl all cnpg_pooler_pgbouncer cert".to_owned(),
+        ];
+        fixed.contains(&self.spelled())
+    }
+}
+
+const CLOSED: &str = "host all all reject";
+const CLOSED_REPLICATION: &str = "host replication all reject";
+
+/// Who is let in; only connections of one kind are.
+fn rules(all: &[Rule], facts: &Facts, findings: &mut Findings) {
+    let kind = if facts.config.listening.is_some() { "hostssl" } else { "local" };
     let mut problems = Vec::new();
-    for row in &rows {
-        let (line, of, method): (i32, String, String) = (row.get(0), row.get(1), row.get(4));
-        if let Some(error) = row.get::<Option<String>, _>(5) {
+    for rule in all {
+        let (line, method) = (rule.line, &rule.method);
+        if let Some(error) = &rule.error {
             problems.push(format!("line {line}: {error}"));
         } else if !["scram-sha-256", "reject"].contains(&method.as_str()) {
             problems.push(format!("line {line}: {method}"));
-        } else if of != kind && method != "reject" {
-            problems.push(format!("line {line}: {of} is let in"));
+        } else if rule.kind != kind && method != "reject" {
+            problems.push(format!("line {line}: {} is let in", rule.kind));
         }
     }
-    let last = rows.last().map(|row| [1, 2, 3, 4].map(|index| row.get::<String, _>(index)).join(" "));
-    if last.as_deref() != Some("local all all reject") {
-        problems.push(format!("the last line is `{}`", last.unwrap_or_default()));
+    let last = all.last().map(Rule::spelled).unwrap_or_default();
+    let wanted = if facts.is_operated { CLOSED_REPLICATION } else { "local all all reject" };
+    if last != wanted {
+        problems.push(format!("the last line is `{last}`"));
     }
-    findings.none("C.2-12", "who is let in", problems, &format!("SCRAM by name, {kind} only; reject all last"));
-    Ok(())
+    let mut expected = format!("SCRAM by name, {kind} only; reject all last");
+    if facts.is_operated {
+        expected.push_str("; before them the operator's own, by certificate or through the pod's socket");
+    }
+    findings.none("C.2-12", "who is let in", problems, &expected);
 }
 
 async fn passwords(connection: &mut PgConnection, findings: &mut Findings) -> Result<(), Error> {
@@ -357,7 +427,8 @@ async fn drift(
     if errors > 0 {
         problems.push(format!("{errors} errors in {CONF}"));
     }
-    if foreign > 0 {
+    // The operator writes ours into a file of its own, which the first one includes.
+    if foreign > 0 && !facts.is_operated {
         problems.push(format!("{foreign} settings from other files (ALTER SYSTEM, include)"));
     }
     problems.extend(facts.config_differs.iter().map(|name| format!("{name} is not the generated one")));
@@ -371,12 +442,17 @@ async fn drift(
     }
     for (name, value) in &facts.config.settings {
         // The kernel has no TCP timers for a Unix socket: the server shows 0, whatever the file says.
-        let shown_otherwise = SET_PER_ROLE.contains(name) || name.starts_with("tcp_keepalives");
+        let shown_otherwise = SET_PER_ROLE.contains(name) || name.starts_with("tcp_keepalives") || facts.is_kept(name);
         if !shown_otherwise && effective.shown(name) != value {
             problems.push(format!("{name} = '{}', the file says '{value}'", effective.shown(name)));
         }
     }
-    findings.none("C.4-42", "no drift", problems, "the effective settings are those of the generated files");
+    let expected = if facts.is_operated {
+        "the effective settings are those that the operator was given, but those that it keeps for itself"
+    } else {
+        "the effective settings are those of the generated files"
+    };
+    findings.none("C.4-42", "no drift", problems, expected);
     Ok(())
 }
 

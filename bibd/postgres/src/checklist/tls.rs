@@ -6,10 +6,11 @@ use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
 use crate::error::Error;
+use crate::role::OPERATOR;
 use crate::tcp::{KEY_FILE, Listening};
 
-use super::Findings;
-use super::server::Effective;
+use super::server::{Effective, Rule};
+use super::{Facts, Findings};
 
 /// How many sessions a finding names.
 const SHOWN: i64 = 5;
@@ -33,7 +34,8 @@ pub(super) fn open_files(listening: &Listening, uid: u32) -> Vec<String> {
 pub(super) async fn check(
     connection: &mut PgConnection,
     effective: &Effective,
-    open_files: &[String],
+    rules: &[Rule],
+    facts: &Facts,
     findings: &mut Findings,
 ) -> Result<(), Error> {
     let mut problems = effective.others(&[("ssl", "on"), ("ssl_min_protocol_version", "TLSv1.3")]);
@@ -42,25 +44,16 @@ pub(super) async fn check(
             problems.push(format!("{name} is empty"));
         }
     }
-    let rows = sqlx::query(
-        "SELECT line_number
-         FROM pg_hba_file_rules
-         WHERE auth_method IS DISTINCT FROM 'reject'
-           AND (type IS DISTINCT FROM 'hostssl'
-                OR NOT ('clientcert=verify-full' = ANY (coalesce(options, '{}'))))
-         ORDER BY line_number",
-    )
-    .fetch_all(&mut *connection)
-    .await
-    .map_err(Error::sql("read the rules of pg_hba.conf"))?;
-    problems.extend(rows.iter().map(|row| format!("line {}: no certificate is asked for", row.get::<i32, _>(0))));
-    problems.extend_from_slice(open_files);
-    findings.none(
-        "C.2-16",
-        "TLS with client certificates",
-        problems,
-        "TLS 1.3, every rule hostssl with clientcert=verify-full, the key for the server alone",
-    );
+    let open =
+        rules.iter().filter(|rule| rule.method != "reject" && !(rule.kind == "hostssl" && rule.asks_certificate));
+    problems.extend(open.map(|rule| format!("line {}: no certificate is asked for", rule.line)));
+    problems.extend_from_slice(&facts.open_certificates);
+    let expected = if facts.is_operated {
+        "TLS 1.3, every rule of ours hostssl with clientcert=verify-full; the files of the key are the operator's"
+    } else {
+        "TLS 1.3, every rule hostssl with clientcert=verify-full, the key for the server alone"
+    };
+    findings.none("C.2-16", "TLS with client certificates", problems, expected);
 
     // The name in the certificate is the role's: that is what verify-full is.
     let rows = sqlx::query(
@@ -72,18 +65,21 @@ pub(super) async fn check(
            AND (tls.ssl IS NOT TRUE
                 OR tls.version IS DISTINCT FROM 'TLSv1.3'
                 OR tls.client_dn IS DISTINCT FROM '/CN=' || activity.usename)
+           AND NOT ($2 AND activity.usename = $3 AND activity.client_addr IS NULL)
          LIMIT $1",
     )
     .bind(SHOWN)
+    .bind(facts.is_operated)
+    .bind(OPERATOR)
     .fetch_all(connection)
     .await
     .map_err(Error::sql("look at the sessions' TLS"))?;
     let problems = rows.iter().map(|row| row.get::<String, _>(0)).collect();
-    findings.none(
-        "C.4-45",
-        "every connection uses TLS",
-        problems,
-        "every session with TLS 1.3 and a certificate of its own role",
-    );
+    let expected = if facts.is_operated {
+        "every session with TLS 1.3 and a certificate of its own role, but the operator's own through the pod's socket"
+    } else {
+        "every session with TLS 1.3 and a certificate of its own role"
+    };
+    findings.none("C.4-45", "every connection uses TLS", problems, expected);
     Ok(())
 }

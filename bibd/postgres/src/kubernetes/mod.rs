@@ -5,12 +5,12 @@
 //!
 //! Two ways to run it ([`Mode`]): a StatefulSet of ours with one pod, or a `Cluster` that the operator
 //! CloudNativePG turns into pods. All of that is functions without IO; [`cluster`] asks Kubernetes. The provisioner
-//! ([`KubernetesPostgres`], in [`provisioner`]) makes and runs the StatefulSet; objects for the operator are only printed
-//! and tried.
+//! ([`KubernetesPostgres`], in [`provisioner`]) makes and runs either.
 
 pub mod cluster;
 pub mod manifests;
 pub mod names;
+mod operated;
 mod operations;
 pub mod provisioner;
 pub mod script;

@@ -1,14 +1,21 @@
-//! What the provisioner has a cluster do: objects applied in earnest and removed, and the pod looked at and watched.
+//! What the provisioner has a cluster do: objects applied in earnest and removed, and what makes the server looked at
+//! and watched.
 //!
 //! Everything that a rule of bibd's role names is asked for by its name, lists and watches too: the role allows no more.
 
-use futures::{Stream, StreamExt as _};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
 use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, PropagationPolicy,
     WatchEvent, WatchParams,
 };
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::cluster::{Cluster, ClusterError, Effect};
@@ -24,16 +31,19 @@ const LOG_BYTES: i64 = 64 * 1024;
 
 /// What a watch tells.
 #[derive(Debug)]
-pub(crate) enum Told {
-    /// The pod is this now, at this version of the list.
-    Is(Box<Pod>, String),
-    /// There is no pod, since this version.
+pub(crate) enum Told<K> {
+    /// The object is this now, at this version of the list.
+    Is(Box<K>, String),
+    /// There is none, since this version.
     Gone(String),
     /// Nothing happened until this version.
     Nothing(String),
-    /// The version that the watch began at is forgotten (410): the pod is to be looked at again.
+    /// The version that the watch began at is forgotten (410): the object is to be looked at again.
     TooOld,
 }
+
+/// What a watch tells over time.
+pub(crate) type Telling<K> = BoxStream<'static, Result<Told<K>, ClusterError>>;
 
 /// Which lines of a log.
 #[derive(Debug, Clone, Copy)]
@@ -169,17 +179,17 @@ impl Cluster {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Whether this account may create a StatefulSet there: the question that decides whether a database can be made.
+    /// Whether this account may create such objects there: the question that decides whether a database can be made.
     ///
     /// # Errors
     /// Why it cannot be told.
-    pub(crate) async fn may_create_sets(&self, namespace: &str) -> Result<bool, ClusterError> {
+    pub(crate) async fn may_create(&self, namespace: &str, group: &str, resource: &str) -> Result<bool, ClusterError> {
         let review = SelfSubjectAccessReview {
             spec: SelfSubjectAccessReviewSpec {
                 resource_attributes: Some(ResourceAttributes {
-                    group: Some("apps".to_owned()),
+                    group: Some(group.to_owned()),
                     namespace: Some(namespace.to_owned()),
-                    resource: Some("statefulsets".to_owned()),
+                    resource: Some(resource.to_owned()),
                     verb: Some("create".to_owned()),
                     ..ResourceAttributes::default()
                 }),
@@ -192,16 +202,38 @@ impl Cluster {
         Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
 
+    /// The pods with these labels.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub(crate) async fn list_pods(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Vec<Pod>, ClusterError> {
+        let listed = self.ask("the database's pods", self.pods(namespace).list(&with(labels))).await?;
+        Ok(listed.items)
+    }
+
+    /// The claims with these labels, by name.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub(crate) async fn list_claims(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Vec<String>, ClusterError> {
+        let listed = self.ask("the database's volumes", self.claims(namespace).list(&with(labels))).await?;
+        Ok(listed.items.into_iter().filter_map(|claim| claim.metadata.name).collect())
+    }
+
     /// The pod as it is now, and the version from which [`watch_pod`](Self::watch_pod) goes on.
     ///
     /// # Errors
     /// Why it cannot be told.
-    pub(crate) async fn look_at_pod(&self, namespace: &str, name: &str) -> Result<Told, ClusterError> {
-        let only = ListParams::default().fields(&format!("metadata.name={name}"));
-        let listed = self.ask(&format!("Pod `{name}`"), self.pods(namespace).list(&only)).await?;
-        let version = listed.metadata.resource_version.unwrap_or_default();
-        let found = listed.items.into_iter().find(|pod| pod.metadata.name.as_deref() == Some(name));
-        Ok(found.map_or(Told::Gone(version.clone()), |pod| Told::Is(Box::new(pod), version)))
+    pub(crate) async fn look_at_pod(&self, namespace: &str, name: &str) -> Result<Told<Pod>, ClusterError> {
+        self.look_at(&format!("Pod `{name}`"), &self.pods(namespace), name).await
     }
 
     /// What becomes of the pod after `version`. Ends when the cluster ends it, which it does every few minutes.
@@ -213,21 +245,60 @@ impl Cluster {
         namespace: &str,
         name: &str,
         version: &str,
-    ) -> Result<impl Stream<Item = Result<Told, ClusterError>> + Send + use<>, ClusterError> {
-        let what = format!("Pod `{name}`");
+    ) -> Result<Telling<Pod>, ClusterError> {
+        self.watch(format!("Pod `{name}`"), self.pods(namespace), name, version).await
+    }
+
+    /// What is there under the name of `manifest` now, and the version from which [`watch_like`](Self::watch_like) goes on.
+    /// In contrast to [`find_like`](Self::find_like) a kind that the cluster does not know is an error.
+    ///
+    /// # Errors
+    /// Why it cannot be told; [`ClusterError::Missing`] where there is no such kind.
+    pub(crate) async fn look_at_like(&self, manifest: &Manifest) -> Result<Told<DynamicObject>, ClusterError> {
+        let (what, api) = self.place_of(manifest);
+        self.look_at(&what, &api, manifest.name()).await
+    }
+
+    /// What becomes of it after `version`; see [`watch_pod`](Self::watch_pod).
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn watch_like(
+        &self,
+        manifest: &Manifest,
+        version: &str,
+    ) -> Result<Telling<DynamicObject>, ClusterError> {
+        let (what, api) = self.place_of(manifest);
+        self.watch(what, api, manifest.name(), version).await
+    }
+
+    async fn look_at<K>(&self, what: &str, api: &Api<K>, name: &str) -> Result<Told<K>, ClusterError>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug,
+    {
+        let only = ListParams::default().fields(&format!("metadata.name={name}"));
+        let listed = self.ask(what, api.list(&only)).await?;
+        let version = listed.metadata.resource_version.unwrap_or_default();
+        let found = listed.items.into_iter().find(|one| one.meta().name.as_deref() == Some(name));
+        Ok(found.map_or(Told::Gone(version.clone()), |one| Told::Is(Box::new(one), version)))
+    }
+
+    async fn watch<K>(&self, what: String, api: Api<K>, name: &str, version: &str) -> Result<Telling<K>, ClusterError>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
         let only = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_S);
-        let pods = self.pods(namespace);
-        let stream = match self.ask(&what, pods.watch(&only, version)).await {
+        let stream = match self.ask(&what, api.watch(&only, version)).await {
             Err(ClusterError::Failed { code: 410, .. }) => return Ok(futures::stream::iter([Ok(Told::TooOld)]).boxed()),
             other => other?,
         };
         let server = self.server().to_owned();
-        let told = move |event: kube::Result<WatchEvent<Pod>>| match event {
-            Ok(WatchEvent::Added(pod) | WatchEvent::Modified(pod)) => {
-                let version = pod.metadata.resource_version.clone().unwrap_or_default();
-                Ok(Told::Is(Box::new(pod), version))
+        let told = move |event: kube::Result<WatchEvent<K>>| match event {
+            Ok(WatchEvent::Added(one) | WatchEvent::Modified(one)) => {
+                let version = one.resource_version().unwrap_or_default();
+                Ok(Told::Is(Box::new(one), version))
             }
-            Ok(WatchEvent::Deleted(pod)) => Ok(Told::Gone(pod.metadata.resource_version.unwrap_or_default())),
+            Ok(WatchEvent::Deleted(one)) => Ok(Told::Gone(one.resource_version().unwrap_or_default())),
             Ok(WatchEvent::Bookmark(mark)) => Ok(Told::Nothing(mark.metadata.resource_version)),
             Ok(WatchEvent::Error(status)) if status.code == 410 => Ok(Told::TooOld),
             Ok(WatchEvent::Error(status)) => {
@@ -245,6 +316,12 @@ impl Cluster {
     fn claims(&self, namespace: &str) -> Api<PersistentVolumeClaim> {
         Api::namespaced(self.client(), namespace)
     }
+}
+
+/// Those with all of these labels.
+fn with(labels: &BTreeMap<String, String>) -> ListParams {
+    let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    ListParams::default().labels(&pairs.join(","))
 }
 
 fn absent_is_well(outcome: Result<(), ClusterError>) -> Result<(), ClusterError> {

@@ -14,14 +14,84 @@ pub enum Trouble {
     #[error("a database beside the node's own does not run in Kubernetes")]
     NotHere,
     /// bibd is no pod, so nobody asked for a database in Kubernetes.
-    #[error("bibd may not create a StatefulSet in the namespace `{namespace}`")]
+    #[error("bibd may not create a {kind} in the namespace `{namespace}`")]
     MayNot {
+        /// What would make the pod.
+        kind: &'static str,
         /// Where.
         namespace: String,
     },
-    /// The operator's objects are printed, not run.
-    #[error("operator mode: bibd prints and tries the objects of CloudNativePG, and does not run on them")]
-    OperatorMode,
+    /// The kind of object that the operator brings is not there.
+    #[error("Kubernetes knows no kind Cluster of {group}: the operator CloudNativePG is not installed")]
+    NoOperator {
+        /// Its API.
+        group: &'static str,
+    },
+    /// The database was made in the other mode.
+    #[error("the database was made with database.kubernetes.mode {made}, which is {configured} now")]
+    OtherMode {
+        /// How it was made.
+        made: &'static str,
+        /// What is configured.
+        configured: &'static str,
+    },
+    /// A `Cluster` that nothing here knows of.
+    #[error(
+        "Cluster `{name}` is there, but nothing says that this node made it (no `{}`)",
+        provisioner.display()
+    )]
+    ClusterUnknown {
+        /// Its name.
+        name: String,
+        /// The PROVISIONER file.
+        provisioner: PathBuf,
+    },
+    /// A database that was is gone: the operator would make an empty one in its place.
+    #[error("{what}, expected cluster {expected}")]
+    Lost {
+        /// What is not there.
+        what: String,
+        /// The remembered identifier.
+        expected: u64,
+    },
+    /// The operator's server does not come up.
+    #[error("Cluster `{name}` does not come up: {reason}{}", lines(.log))]
+    ClusterNotUp {
+        /// Its name.
+        name: String,
+        /// Why, as far as anybody says.
+        reason: String,
+        /// The last lines of its pod's log.
+        log: Vec<String>,
+        /// What a person can do about it.
+        hint: &'static str,
+    },
+    /// Its pods do not go.
+    #[error("Cluster `{name}` still has pods after {seconds} s: {reason}")]
+    NotHibernated {
+        /// Its name.
+        name: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// How it is.
+        reason: String,
+    },
+    /// Its volumes do not go.
+    #[error("volumes of Cluster `{name}` stay: {}", claims.join(", "))]
+    ClaimsStay {
+        /// Its name.
+        name: String,
+        /// The claims to them.
+        claims: Vec<String>,
+    },
+    /// The operator does not give the superuser its next password.
+    #[error("the operator did not give the superuser its next password within {seconds} s{}", reason.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
+    PasswordNotGiven {
+        /// How long it was waited for.
+        seconds: u64,
+        /// What it says about the role.
+        reason: Option<String>,
+    },
     /// From outside, and nobody said where to.
     #[error("bibd is outside of the cluster, and nothing says under which name a port of its nodes is reached")]
     NoOutsideHost,
@@ -43,8 +113,10 @@ pub enum Trouble {
         provisioner: PathBuf,
     },
     /// Somebody else's database.
-    #[error("StatefulSet `{name}` is not this node's: its label bib.node says {found}, not {expected}")]
+    #[error("{kind} `{name}` is not this node's: its label bib.node says {found}, not {expected}")]
     Foreign {
+        /// `StatefulSet` or `Cluster`.
+        kind: String,
         /// Its name.
         name: String,
         /// Whose it is.
@@ -77,7 +149,7 @@ pub enum Trouble {
         pod: String,
     },
     /// The pod does not come up.
-    #[error("the pod `{pod}` does not come up: {reason}{}", .log.iter().map(|line| format!("\n  {line}")).collect::<String>())]
+    #[error("the pod `{pod}` does not come up: {reason}{}", lines(.log))]
     NotUp {
         /// The pod.
         pod: String,
@@ -109,6 +181,10 @@ pub enum Trouble {
     MoveElsewhere,
 }
 
+fn lines(log: &[String]) -> String {
+    log.iter().map(|line| format!("\n  {line}")).collect()
+}
+
 impl Trouble {
     /// What a person can do about it.
     #[must_use]
@@ -120,8 +196,33 @@ impl Trouble {
                 "let an administrator apply the account and its role: bibd kubernetes manifests --part around"
                     .to_owned()
             }
-            Self::OperatorMode => {
-                "set database.kubernetes.mode to statefulset; `bibd kubernetes manifests` prints the operator's objects"
+            Self::NoOperator { .. } => {
+                "install CloudNativePG, or set database.kubernetes.mode to statefulset".to_owned()
+            }
+            Self::OtherMode { made, .. } => format!(
+                "set database.kubernetes.mode back to {made}; to change it, restore a backup under the other: \
+                 docs/operations.md, \"Kubernetes\""
+            ),
+            Self::ClusterUnknown { name, .. } => format!(
+                "if it is not needed: kubectl delete cluster {name}; if it is, restore PROVISIONER from a backup, or set \
+                 database.kubernetes.name to a free one"
+            ),
+            Self::Lost { .. } => {
+                "give the database its volumes back, or restore a backup; BIB never starts empty over a \
+                                  database that existed"
+                    .to_owned()
+            }
+            Self::ClusterNotUp { hint, .. } => (*hint).to_owned(),
+            Self::NotHibernated { name, .. } => format!(
+                "`kubectl describe cluster {name}` tells why; to give the database up with its data: kubectl delete \
+                 cluster {name}"
+            ),
+            Self::ClaimsStay { name, .. } => format!(
+                "Kubernetes removes them with their Cluster; if they are its no more: kubectl delete pvc -l \
+                 cnpg.io/cluster={name}"
+            ),
+            Self::PasswordNotGiven { .. } => {
+                "rotate again: it goes on where it ended; `kubectl describe cluster` tells what holds the operator up"
                     .to_owned()
             }
             Self::NoOutsideHost => {

@@ -76,6 +76,23 @@ impl Authority {
         Ok(files)
     }
 
+    /// The certificate and key with which servers that follow this one log in as `role`: kept, and renewed where it is
+    /// due. What comes is durable before it is returned. It blocks for the disk.
+    ///
+    /// # Errors
+    /// [`Error::CertificatesMissing`] before [`ensure`](Self::ensure); as there.
+    pub(crate) fn ensure_replica(&self, role: &str) -> Result<Client, Error> {
+        let mut opened = self.lock();
+        let mut document = Document::read(self.0.store.as_ref())?.ok_or(Error::CertificatesMissing)?;
+        if document.renew_replica(role, self.0.clock.now_s(), &self.0.random)? {
+            document.write(self.0.store.as_ref())?;
+        }
+        let pair = document.replica().ok_or(Error::CertificatesMissing)?;
+        let ca = document.trusted();
+        *opened = Some(Arc::new(document));
+        Ok(Client { ca, certificate: pair.certificate, key: pair.key })
+    }
+
     /// A new certificate and key for the login role `role`, for [`CLIENT_DAYS`](super::CLIENT_DAYS) days, or
     /// [`PASSING_DAYS`](super::PASSING_DAYS) where the role itself passes. Kept nowhere.
     ///

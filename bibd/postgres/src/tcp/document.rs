@@ -50,6 +50,9 @@ pub(super) struct Document {
     /// In the order in which they were made.
     authorities: Vec<Ca>,
     server: Option<Leaf>,
+    /// That of the servers that follow, where an operator makes some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica: Option<Leaf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,7 +91,7 @@ pub(super) struct Pair {
 impl Document {
     /// A document with nothing in it.
     pub(super) fn empty() -> Self {
-        Self { format: FORMAT.to_owned(), authorities: Vec::new(), server: None }
+        Self { format: FORMAT.to_owned(), authorities: Vec::new(), server: None, replica: None }
     }
 
     /// Opens the document; `None` when there is none.
@@ -131,16 +134,25 @@ impl Document {
             changed = true;
         }
         let signer = self.signer()?;
-        let holds = |server: &Leaf| {
-            server.issuer == signer.id
-                && server.names == names
-                && counts(server.made_s, server.until_s - SERVER_RENEWED_BEFORE)
-        };
-        if !self.server.as_ref().is_some_and(holds) {
+        if !self.server.as_ref().is_some_and(|server| server.holds(signer, names, now_s)) {
             self.server = Some(signer.server(names, now_s, random)?);
             changed = true;
         }
         Ok(changed)
+    }
+
+    /// Renews the certificate with which servers that follow log in as `role`, where it is due. Says whether it was.
+    pub(super) fn renew_replica(&mut self, role: &str, now_s: i64, random: &Randomness) -> Result<bool, Error> {
+        let (signer, names) = (self.signer()?, [role.to_owned()]);
+        if self.replica.as_ref().is_some_and(|replica| replica.holds(signer, &names, now_s)) {
+            return Ok(false);
+        }
+        let until_s = signer.end(now_s, SERVER_DAYS);
+        let mut params = leaf_params(role, now_s, until_s, random)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let pair = signer.sign(params)?;
+        self.replica = Some(signer.leaf(&names, &pair, now_s, until_s));
+        Ok(true)
     }
 
     /// Every authority that is trusted, PEM.
@@ -150,8 +162,12 @@ impl Document {
 
     /// The server's certificate.
     pub(super) fn server(&self) -> Option<Pair> {
-        let leaf = self.server.as_ref()?;
-        Some(Pair { certificate: leaf.certificate.clone(), key: leaf.key.to_secret() })
+        self.server.as_ref().map(Leaf::pair)
+    }
+
+    /// That of the servers that follow.
+    pub(super) fn replica(&self) -> Option<Pair> {
+        self.replica.as_ref().map(Leaf::pair)
     }
 
     /// A new certificate for the login role `role`.
@@ -169,6 +185,20 @@ impl Document {
     /// Who signs.
     fn signer(&self) -> Result<&Ca, Error> {
         self.authorities.iter().rfind(|ca| ca.signs_since_s.is_some()).ok_or(Error::CertificatesMissing)
+    }
+}
+
+impl Leaf {
+    /// Whether it is to stay: of who signs now, with these names, and not near its end.
+    fn holds(&self, signer: &Ca, names: &[String], now_s: i64) -> bool {
+        self.issuer == signer.id
+            && self.names == names
+            && self.made_s <= now_s + FUTURE
+            && now_s < self.until_s - SERVER_RENEWED_BEFORE
+    }
+
+    fn pair(&self) -> Pair {
+        Pair { certificate: self.certificate.clone(), key: self.key.to_secret() }
     }
 }
 
@@ -210,14 +240,12 @@ impl Ca {
             });
         }
         let pair = self.sign(params)?;
-        Ok(Leaf {
-            issuer: self.id.clone(),
-            names: names.to_vec(),
-            certificate: pair.certificate,
-            key: Wiped::of(&pair.key),
-            made_s: now_s,
-            until_s,
-        })
+        Ok(self.leaf(names, &pair, now_s, until_s))
+    }
+
+    fn leaf(&self, names: &[String], pair: &Pair, made_s: i64, until_s: i64) -> Leaf {
+        let (certificate, key) = (pair.certificate.clone(), Wiped::of(&pair.key));
+        Leaf { issuer: self.id.clone(), names: names.to_vec(), certificate, key, made_s, until_s }
     }
 
     fn sign(&self, params: CertificateParams) -> Result<Pair, Error> {
@@ -308,6 +336,20 @@ mod tests {
         assert!(renewed(&mut document, SERVER_DAYS - 30) && document.server().unwrap().certificate != former);
         assert!(document.renew(&["elsewhere".to_owned()], START, &random()).unwrap(), "another name");
         assert!(document.renew(&["not a name".to_owned()], START, &random()).is_err());
+    }
+
+    #[test]
+    fn the_certificate_of_servers_that_follow_is_kept_and_renewed_with_the_server_s() {
+        let mut document = Document::empty();
+        assert!(document.replica().is_none() && document.renew_replica("r", START, &random()).is_err());
+        renewed(&mut document, 0);
+        let mut due = |day: i64| document.renew_replica("r", START + day * DAY, &random()).unwrap();
+        assert_eq!([0, 0, SERVER_DAYS - 31, SERVER_DAYS - 30].map(&mut due), [true, false, false, true]);
+        let made = document.replica().unwrap().certificate;
+        assert!(!renewed(&mut document, 1) && document.replica().unwrap().certificate == made);
+        // Its issuer went.
+        renewed(&mut document, CA_DAYS);
+        assert!(document.renew_replica("r", START + CA_DAYS * DAY, &random()).unwrap());
     }
 
     #[test]

@@ -42,6 +42,8 @@ struct Kept {
     events: Vec<Value>,
     logs: BTreeMap<String, String>,
     may_not: bool,
+    /// Whether nobody installed the operator CloudNativePG: its kind of object is not known.
+    has_no_operator: bool,
     /// Whether somebody ends pods that are deleted; else they are gone at once.
     has_node: bool,
 }
@@ -50,6 +52,8 @@ pub struct Objects {
     kept: Mutex<Kept>,
     /// By method (or nothing) and a word of the target.
     faults: Mutex<Vec<(&'static str, &'static str, Fault)>>,
+    /// By method and a word of the target: the object that somebody removes just then, once.
+    vanishing: Mutex<Option<(&'static str, &'static str, &'static str)>>,
     /// Questions that were not of the form that they should have.
     pub strange: Mutex<Vec<String>>,
     /// Every question, `METHOD TARGET`.
@@ -74,6 +78,7 @@ impl Double {
         let objects = Arc::new(Objects {
             kept: Mutex::default(),
             faults: Mutex::default(),
+            vanishing: Mutex::default(),
             strange: Mutex::default(),
             asked: Mutex::default(),
             version: watch::Sender::new(0),
@@ -109,6 +114,11 @@ impl Double {
         faults.push((method, word, fault));
     }
 
+    /// Somebody removes `path` when the question of this method and word comes.
+    pub fn vanishes(&self, method: &'static str, word: &'static str, path: &'static str) {
+        *self.objects.vanishing.lock().unwrap() = Some((method, word, path));
+    }
+
     pub fn heal(&self) {
         self.objects.faults.lock().unwrap().clear();
     }
@@ -126,6 +136,11 @@ impl Double {
     /// Puts an object, as a controller would.
     pub fn put(&self, path: &str, object: Value) {
         self.objects.put(path, object);
+    }
+
+    /// Changes what is there, as a controller would; nothing happens where it is so already, or is not there.
+    pub fn update(&self, path: &str, change: impl FnOnce(&mut Value)) {
+        self.objects.update(path, change);
     }
 
     pub fn get(&self, path: &str) -> Option<Value> {
@@ -149,6 +164,10 @@ impl Double {
 
     pub fn with_node(&self) {
         self.objects.kept.lock().unwrap().has_node = true;
+    }
+
+    pub fn without_operator(&self) {
+        self.objects.kept.lock().unwrap().has_no_operator = true;
     }
 
     pub fn forbid_creation(&self) {
@@ -185,18 +204,21 @@ impl Double {
 }
 
 impl Objects {
-    fn put(&self, path: &str, mut object: Value) {
-        let mut kept = self.kept.lock().unwrap();
-        let kind = if kept.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
-        kept.version += 1;
-        let version = kept.version;
-        object["metadata"]["resourceVersion"] = json!(version.to_string());
-        if object["metadata"]["uid"].is_null() {
-            object["metadata"]["uid"] = json!(format!("uid-{version}"));
-        }
-        kept.objects.insert(path.to_owned(), object.clone());
-        kept.changes.push(Change { version, kind, path: path.to_owned(), object });
+    fn put(&self, path: &str, object: Value) {
+        let version = self.kept.lock().unwrap().put(path, object);
         self.version.send_replace(version);
+    }
+
+    fn update(&self, path: &str, change: impl FnOnce(&mut Value)) {
+        let mut kept = self.kept.lock().unwrap();
+        let Some(is) = kept.objects.get(path).cloned() else { return };
+        let mut would = is.clone();
+        change(&mut would);
+        if would != is {
+            let version = kept.put(path, would);
+            drop(kept);
+            self.version.send_replace(version);
+        }
     }
 
     fn remove(&self, path: &str) {
@@ -208,6 +230,42 @@ impl Objects {
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         kept.changes.push(Change { version, kind: "DELETED", path: path.to_owned(), object });
         self.version.send_replace(version);
+    }
+}
+
+impl Kept {
+    /// The new version.
+    fn put(&mut self, path: &str, mut object: Value) -> u64 {
+        let kind = if self.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
+        self.version += 1;
+        let version = self.version;
+        object["metadata"]["resourceVersion"] = json!(version.to_string());
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = json!(format!("uid-{version}"));
+        }
+        self.objects.insert(path.to_owned(), object.clone());
+        self.changes.push(Change { version, kind, path: path.to_owned(), object });
+        version
+    }
+
+    /// What a list of these objects has.
+    fn listed(&self, path: &str, query: &str) -> Vec<Value> {
+        let asked = |name: &str| {
+            let value = query.split('&').find_map(|pair| pair.strip_prefix(&format!("{name}=")));
+            value.map(|text| text.replace("%3D", "=").replace("%2F", "/").replace("%2C", ","))
+        };
+        let inside = format!("{path}/");
+        let all = self.objects.iter().filter(|(at, _)| at.starts_with(&inside) && !at[inside.len()..].contains('/'));
+        let name = asked("fieldSelector").and_then(|text| text.strip_prefix("metadata.name=").map(str::to_owned));
+        let labels = asked("labelSelector").unwrap_or_default();
+        let fits = |object: &Value| {
+            labels
+                .split(',')
+                .filter_map(|pair| pair.split_once('='))
+                .all(|(key, value)| object["metadata"]["labels"][key] == value)
+        };
+        let named = |at: &str| name.as_ref().is_none_or(|name| at[inside.len()..] == *name);
+        all.filter(|(at, object)| named(at) && fits(object)).map(|(_, object)| object.clone()).collect()
     }
 }
 
@@ -249,6 +307,10 @@ async fn serve(stream: TcpStream, objects: Arc<Objects>) {
             (words.next().unwrap().to_owned(), words.next().unwrap().to_owned())
         };
         objects.asked.lock().unwrap().push(format!("{method} {target}"));
+        let gone = objects.vanishing.lock().unwrap().take_if(|(on, word, _)| *on == method && target.contains(*word));
+        if let Some((_, _, path)) = gone {
+            objects.remove(path);
+        }
         let fault = {
             let faults = objects.faults.lock().unwrap();
             let fits =
@@ -339,6 +401,9 @@ pub fn status(code: u16, message: &str) -> Value {
 
 fn answer(objects: &Objects, method: &str, target: &str, head: &[String], body: &[u8]) -> (u16, Value) {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    if path.contains("/clusters") && objects.kept.lock().unwrap().has_no_operator {
+        return (404, status(404, "the server could not find the requested resource"));
+    }
     match method {
         "GET" => read(objects, path, query),
         "PATCH" => apply(objects, path, query, head, body),
@@ -384,10 +449,12 @@ fn read(objects: &Objects, path: &str, query: &str) -> (u16, Value) {
     if path.ends_with("/events") {
         return (200, list("EventList", kept.events.clone()));
     }
-    if path.ends_with("/pods") {
-        let name = query.split('&').find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name%3D"));
-        let found = name.and_then(|name| kept.objects.get(&format!("{path}/{name}")));
-        return (200, list("PodList", found.into_iter().cloned().collect()));
+    for (plural, kind) in
+        [("/pods", "PodList"), ("/persistentvolumeclaims", "PersistentVolumeClaimList"), ("/clusters", "ClusterList")]
+    {
+        if path.ends_with(plural) {
+            return (200, list(kind, kept.listed(path, query)));
+        }
     }
     kept.objects.get(path).map_or_else(|| (404, status(404, "not found")), |object| (200, object.clone()))
 }
@@ -399,10 +466,17 @@ fn apply(objects: &Objects, path: &str, query: &str, head: &[String], body: &[u8
         return (400, status(400, "this is no apply of bibd's"));
     }
     let given: Value = serde_json::from_slice(body).unwrap();
-    let (is, before) = {
-        let kept = objects.kept.lock().unwrap();
-        (kept.objects.get(path).cloned(), kept.applied.get(path).cloned())
-    };
+    // One who applies and a controller that writes a status do not undo one another.
+    let mut kept = objects.kept.lock().unwrap();
+    let (is, before) = (kept.objects.get(path).cloned(), kept.applied.get(path).cloned());
+    // One that names the object which it is for makes no other.
+    let uid = |object: &Value| object["metadata"]["uid"].as_str().map(str::to_owned);
+    if uid(&given).is_some_and(|wanted| is.as_ref().and_then(uid) != Some(wanted)) {
+        return (
+            409,
+            status(409, "uid mismatch: the provided object specified a uid, and no existing object was found"),
+        );
+    }
     let owner = is.as_ref().and_then(|is| is["metadata"]["labels"]["app.kubernetes.io/managed-by"].as_str());
     if let Some(owner) = owner.filter(|owner| *owner != "bibd") {
         let field = ".metadata.labels.app.kubernetes.io/managed-by";
@@ -424,11 +498,12 @@ fn apply(objects: &Objects, path: &str, query: &str, head: &[String], body: &[u8
         let port = free_port();
         would["spec"]["ports"][0]["nodePort"] = json!(port);
     }
-    objects.kept.lock().unwrap().applied.insert(path.to_owned(), given);
+    kept.applied.insert(path.to_owned(), given);
     if is.as_ref() != Some(&would) {
-        objects.put(path, would);
+        let version = kept.put(path, would);
+        objects.version.send_replace(version);
     }
-    (200, objects.kept.lock().unwrap().objects[path].clone())
+    (200, kept.objects[path].clone())
 }
 
 /// Below those that the system gives out, so that it stays free while a server stands still.

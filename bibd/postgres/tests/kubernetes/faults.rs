@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bibd_postgres::choose::{Survey, choose};
-use bibd_postgres::kubernetes::{ClusterError, Mode, Trouble};
+use bibd_postgres::kubernetes::{ClusterError, Trouble};
 use bibd_postgres::{Choice, Error, Randomness, Started, Stop, Wanted};
 use rand::SeedableRng as _;
 use serde_json::{Value, json};
@@ -204,10 +204,6 @@ async fn one_choice_and_no_second_one() {
 
     // What is not for Kubernetes is said before it is asked.
     std::fs::remove_file(place.layout().provisioner).unwrap();
-    place.objects().mode = Mode::Operator;
-    place.another_daemon();
-    assert!(matches!(trouble(&place.postgres.provision().await.unwrap_err()), Trouble::OperatorMode));
-    place.objects().mode = Mode::StatefulSet;
     place.objects().outside_host = None;
     place.another_daemon();
     assert!(matches!(trouble(&place.postgres.provision().await.unwrap_err()), Trouble::NoOutsideHost));

@@ -182,7 +182,7 @@ fn keep(place: &Place, document: &serde_json::Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rotation_certificates_backup_and_the_checklist() {
+async fn names_every_wall_that_is_missing_after_rotation_and_backup() {
     if !pods_run_here().await {
         return;
     }

@@ -224,6 +224,12 @@ fn bibd_may_do_what_it_does_and_no_more() {
             assert!(!secrets || create || rule["resourceNames"].is_array(), "{rule}");
         }
         assert!(!may("secrets", "", "list", Some("other")) && !may("pods/exec", "", "create", None));
+        // Pods and volumes that the operator names are looked at, and ended by it alone.
+        for (resource, verbs) in [("pods", ["get", "list"]), ("persistentvolumeclaims", ["list", "list"])] {
+            let any = verbs.iter().all(|verb| may(resource, "", verb, Some("any")));
+            assert_eq!(any, mode == Mode::Operator, "{resource}");
+            assert!(!may(resource, "", "delete", Some("any")), "{resource}");
+        }
     }
 }
 
@@ -252,6 +258,13 @@ fn the_operator_is_given_what_it_takes() {
             certificates.iter().filter(|(key, _)| key.ends_with("Secret")).map(|(_, name)| name.as_str().unwrap());
         let role = spec["managed"]["roles"][0]["passwordSecret"]["name"].as_str().unwrap();
         assert_eq!(told.chain([role]).collect::<BTreeSet<_>>(), secrets);
+        // Names beside a certificate of ours it refuses; the owner, which it makes with a login, it closes.
+        assert!(certificates.keys().all(|key| key.ends_with("Secret")), "{certificates:?}");
+        let owner = &spec["managed"]["roles"][1];
+        assert_eq!(
+            (&owner["name"], &owner["login"], &owner["disablePassword"]),
+            (&"bibd_owner".into(), &false.into(), &true.into())
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bibd_postgres::kubernetes::{Access, KubernetesSettings};
+use bibd_postgres::kubernetes::{Access, KubernetesSettings, Mode};
 use bibd_postgres::tcp::Clock;
 use bibd_postgres::{
     Database, GroupRole, InKubernetes, KubernetesPostgres, Layout, Login, ManagedPostgres, Randomness, Settings,
@@ -17,11 +17,13 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::double::Double;
 use crate::node::Node;
+use crate::operator::Operator;
 use crate::support::{Ground, MemoryStore, Recorder, machine_has, now_s, test_image};
 
 pub struct Place {
     /// Gone before the directories are.
     pub node: Option<Node>,
+    pub operator: Option<Operator>,
     pub double: Double,
     pub settings: Settings,
     pub store: Arc<MemoryStore>,
@@ -70,13 +72,28 @@ impl Place {
         let settings = settings.of_node("test");
         let (store, recorder) = (Arc::default(), Arc::default());
         let (postgres, database) = daemon(&settings, &store, &recorder);
-        Self { node: None, double, settings, store, recorder, postgres, database, here }
+        Self { node: None, operator: None, double, settings, store, recorder, postgres, database, here }
     }
 
     /// With a node that runs the pod.
     pub fn new() -> Self {
         let mut this = Self::without_node();
         this.node = Some(Node::behind(&this.double, "bib", "bibd-postgres"));
+        this
+    }
+
+    /// In operator mode, where nobody does what it says.
+    pub fn without_operator() -> Self {
+        let mut this = Self::without_node();
+        this.objects().mode = Mode::Operator;
+        this.another_daemon();
+        this
+    }
+
+    /// In operator mode, with an operator.
+    pub fn operated() -> Self {
+        let mut this = Self::without_operator();
+        this.operator = Some(Operator::behind(&this.double, "bibd-postgres"));
         this
     }
 

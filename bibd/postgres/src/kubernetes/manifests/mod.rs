@@ -31,6 +31,7 @@ use super::script::{Inside, PASSWD, SCRIPT, passwd};
 use super::settings::{Example, KubernetesSettings, Mode};
 use crate::config::{CONF, Config, HBA, IDENT};
 
+pub(crate) use operator::{GROUP, HIBERNATION, PASSWORD, admin_secret};
 pub use operator::{KEPT_BY_OPERATOR, REPLICATION_CERTIFICATE, REPLICATION_KEY};
 
 /// What the pod was made from: another one is applied while the server stands still.
@@ -49,6 +50,8 @@ pub struct Content {
     ident: String,
     /// PostgreSQL's name of the cluster; none while it is to be made.
     pub cluster: Option<u64>,
+    /// The operator's object that must be there, as Kubernetes numbers it: a new one is never made in its place.
+    pub(crate) uid: Option<String>,
     /// Certificates, keys and the superuser's verifier by the names in [`names`](super::names). Empty where objects are
     /// only shown.
     pub secrets: BTreeMap<String, Vec<u8>>,
@@ -66,6 +69,7 @@ impl Content {
             hba: config.hba.clone(),
             ident: config.ident.clone(),
             cluster: None,
+            uid: None,
             secrets: BTreeMap::new(),
             running: true,
         }

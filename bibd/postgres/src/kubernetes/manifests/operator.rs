@@ -20,11 +20,18 @@ use crate::tcp::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 use super::{Content, pod};
 
 /// The operator's API.
-pub(super) const GROUP: &str = "postgresql.cnpg.io";
+pub(crate) const GROUP: &str = "postgresql.cnpg.io";
 /// The replica's certificate and its key, for the operator's role of that name.
 pub const REPLICATION_CERTIFICATE: &str = "replication.crt";
 /// Its key.
 pub const REPLICATION_KEY: &str = "replication.key";
+/// With this annotation a `Cluster` has no pods, and keeps its volumes: `on`.
+pub(crate) const HIBERNATION: &str = "cnpg.io/hibernation";
+/// The key of the superuser's verifier in its Secret.
+pub(crate) const PASSWORD: &str = "password";
+/// The operator puts its own program, the server's socket and a spool into the volume for what is temporary, on the
+/// node's disk: a pod that needs more is evicted.
+const MANAGER_BYTES: u64 = 1 << 30;
 /// With this label the operator notices that a Secret changed.
 const RELOAD: &str = "cnpg.io/reload";
 
@@ -178,8 +185,6 @@ struct Certificates {
     client_ca: String,
     #[serde(rename = "replicationTLSSecret")]
     replication_tls: String,
-    #[serde(rename = "serverAltDNSNames")]
-    names: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -211,7 +216,10 @@ struct ManagedRole {
     ensure: &'static str,
     login: bool,
     superuser: bool,
-    password_secret: LocalObjectReference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password_secret: Option<LocalObjectReference>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    disable_password: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -226,6 +234,12 @@ struct Postgresql {
 #[derive(Debug, Clone, Serialize)]
 struct Inherited {
     labels: BTreeMap<String, String>,
+}
+
+/// The name of the Secret with the superuser's verifier.
+pub(crate) fn admin_secret(settings: &KubernetesSettings) -> String {
+    let [.., admin] = secret_names(settings);
+    admin
 }
 
 /// The names of the Secrets, in the order of [`secrets`].
@@ -254,7 +268,7 @@ pub(super) fn secrets(settings: &KubernetesSettings, content: &Content) -> Vec<S
             "Opaque",
             vec![key("tls.crt", REPLICATION_CERTIFICATE), key("tls.key", REPLICATION_KEY)],
         ),
-        secret(admin, "Opaque", vec![user, key("password", VERIFIER)]),
+        secret(admin, "Opaque", vec![user, key(PASSWORD, VERIFIER)]),
     ]
 }
 
@@ -264,8 +278,17 @@ pub(super) fn cluster(settings: &KubernetesSettings, content: &Content) -> Clust
     let stop_s = settings.stop_deadline.as_secs();
     let mut metadata = settings.meta(&settings.name);
     let hibernation = if content.running { "off" } else { "on" };
-    metadata.annotations = Some(labels(&[("cnpg.io/hibernation", hibernation)]));
+    metadata.annotations = Some(labels(&[(HIBERNATION, hibernation)]));
+    metadata.uid = content.uid.clone();
     let parameters = content.settings.iter();
+    let role = |name, password_secret: Option<LocalObjectReference>| ManagedRole {
+        name,
+        ensure: "present",
+        login: password_secret.is_some(),
+        superuser: password_secret.is_some(),
+        disable_password: password_secret.is_none(),
+        password_secret,
+    };
     Cluster {
         api_version: "postgresql.cnpg.io/v1",
         kind: "Cluster",
@@ -295,15 +318,10 @@ pub(super) fn cluster(settings: &KubernetesSettings, content: &Content) -> Clust
             },
             ephemeral_volumes_size_limit: Ephemeral {
                 shm: pod::bytes(settings.limits.shm_bytes).0,
-                temporary_data: pod::bytes(settings.limits.tmpfs_bytes).0,
+                temporary_data: pod::bytes(settings.limits.tmpfs_bytes + MANAGER_BYTES).0,
             },
-            certificates: Certificates {
-                server_ca,
-                server_tls,
-                client_ca,
-                replication_tls,
-                names: vec![settings.host()],
-            },
+            // The server's names are in its certificate, which is ours: the operator refuses to be told of them too.
+            certificates: Certificates { server_ca, server_tls, client_ca, replication_tls },
             bootstrap: Bootstrap {
                 initdb: Initdb {
                     database: DATABASE,
@@ -314,14 +332,9 @@ pub(super) fn cluster(settings: &KubernetesSettings, content: &Content) -> Clust
                     locale_ctype: "C",
                 },
             },
+            // The operator makes the owner with a login and a password: it closes it itself, before we come.
             managed: Managed {
-                roles: vec![ManagedRole {
-                    name: ADMIN,
-                    ensure: "present",
-                    login: true,
-                    superuser: true,
-                    password_secret: LocalObjectReference { name: admin },
-                }],
+                roles: vec![role(ADMIN, Some(LocalObjectReference { name: admin })), role(OWNER, None)],
             },
             postgresql: Postgresql {
                 parameters: parameters

@@ -78,9 +78,10 @@ pub(super) fn role(settings: &KubernetesSettings) -> Role {
                 rule("", &["secrets"], &secrets, &own),
                 rule(super::operator::GROUP, &["clusters"], &[], &["create"]),
                 rule(super::operator::GROUP, &["clusters"], &[name], &watched),
-                // Their names count on with each failover.
-                rule("", &["pods"], &[], &["get", "list", "watch"]),
+                // Their names count on with each failover. Volumes go with their `Cluster`.
+                rule("", &["pods"], &[], &["get", "list"]),
                 rule("", &["pods/log"], &[], &["get"]),
+                rule("", &["persistentvolumeclaims"], &[], &["list"]),
             ]);
         }
     }

@@ -1,4 +1,5 @@
-//! The pod is made, brought up, waited for, and brought down.
+//! The pod is made, brought up, waited for, and brought down. What differs under an operator is in
+//! [`operator`](super::operator).
 //!
 //! Making it takes the same two durable steps as elsewhere: PROVISIONER says `initialising` before any object is there,
 //! and which cluster it is once the pod has said so. Whatever dies in between, the next start applies the same objects
@@ -17,7 +18,6 @@ use crate::kubernetes::cluster::Effect;
 use crate::kubernetes::manifests::{Content, FINGERPRINT, Manifest, database};
 use crate::kubernetes::names::{CONTAINER, INIT};
 use crate::kubernetes::script::said;
-use crate::kubernetes::settings::Mode;
 use crate::kubernetes::trouble::Trouble;
 use crate::probe::Answer;
 use crate::provisioner::{ManagedPostgres as _, Provisioned, Started, State, Stop};
@@ -33,15 +33,15 @@ pub(super) struct Server {
     /// Whether it should run: its end is then not a stop.
     pub(super) wanted: bool,
     /// How this object came by it, as long as nobody was told: provisioning leaves it running.
-    found: Option<Started>,
+    pub(super) found: Option<Started>,
     /// Whether this object has seen it up.
-    is_up: bool,
+    pub(super) is_up: bool,
 }
 
-const ASK_DEADLINE: Duration = Duration::from_secs(1);
-const STEP: Duration = Duration::from_millis(200);
+pub(super) const ASK_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const STEP: Duration = Duration::from_millis(200);
 /// How often the cluster is asked while the server is waited for.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a pod that runs may take to answer before it is asked why.
 const ADOPTED_DEADLINE: Duration = Duration::from_secs(15);
 /// How long one that is ended at once may take to be gone.
@@ -56,6 +56,7 @@ impl KubernetesPostgres {
         let record = self.record()?;
         self.refuse_settings()?;
         if let Some(record) = &record {
+            self.refuse_other_mode(record)?;
             if record.major != objects.major {
                 return Err(trouble(Trouble::OtherMajor { data: record.major, configured: objects.major }));
             }
@@ -67,17 +68,29 @@ impl KubernetesPostgres {
         }
         self.refuse_foreign().await?;
         if record.is_none() {
-            let claim = objects.claim();
-            if self.cluster().await?.find_claim(self.namespace(), &claim).await?.is_some() {
-                let provisioner = self.layout().provisioner.clone();
-                return Err(trouble(Trouble::VolumeUnknown { claim, provisioner }));
-            }
+            self.refuse_unknown_data().await?;
             self.prepare_home()?;
-            Record::initialising(Choice::Kubernetes, objects.major).write(&self.layout().provisioner)?;
+            let record = Record::initialising(Choice::Kubernetes, objects.major);
+            let record = if self.is_operated() { record.of_operator() } else { record };
+            record.write(&self.layout().provisioner)?;
         }
         server.wanted = true;
-        let system_identifier = self.initialise(server).await?;
+        let system_identifier =
+            if self.is_operated() { self.initialise_operated(server).await? } else { self.initialise(server).await? };
         Ok(Provisioned { created: true, version: self.version().await?, system_identifier })
+    }
+
+    /// Data that nothing here knows of is never taken for this node's.
+    async fn refuse_unknown_data(&self) -> Result<(), Error> {
+        if self.is_operated() {
+            return self.refuse_unknown_cluster().await;
+        }
+        let claim = self.own.objects.claim();
+        if self.cluster().await?.find_claim(self.namespace(), &claim).await?.is_some() {
+            let provisioner = self.layout().provisioner.clone();
+            return Err(trouble(Trouble::VolumeUnknown { claim, provisioner }));
+        }
+        Ok(())
     }
 
     /// The pod makes the cluster and says which it is.
@@ -114,21 +127,28 @@ impl KubernetesPostgres {
             (RecordState::Ready, Some(expected)) => expected,
             _ => return Err(Error::NotProvisioned),
         };
+        self.refuse_other_mode(&record)?;
         self.refuse_foreign().await?;
-        let found = self.bring_up(self.content(Some(expected), None)?).await?;
-        match self.identity().await? {
-            Some(found) if found != expected => {
-                return Err(trouble(Trouble::OtherCluster { pod: self.pod(), expected, found }));
-            }
-            // Its own script has seen to it.
-            _ => {}
-        }
+        let found =
+            if self.is_operated() { self.resume_operated(expected).await? } else { self.resume(expected).await? };
         let was_up = std::mem::replace(&mut server.is_up, true);
         Ok(match server.found.take() {
             Some(how) => how,
             None if was_up && found == Started::Adopted => Started::AlreadyRunning,
             None => found,
         })
+    }
+
+    /// Brings up the cluster `expected`.
+    async fn resume(&self, expected: u64) -> Result<Started, Error> {
+        let started = self.bring_up(self.content(Some(expected), None)?).await?;
+        match self.identity().await? {
+            Some(found) if found != expected => {
+                Err(trouble(Trouble::OtherCluster { pod: self.pod(), expected, found }))
+            }
+            // Its own script has seen to it.
+            _ => Ok(started),
+        }
     }
 
     /// Applies everything and waits for the server. A pod that was made from something else is ended first.
@@ -175,7 +195,7 @@ impl KubernetesPostgres {
     }
 
     /// Applies every object, and learns through which port the server is reached.
-    async fn apply(&self, content: &Content) -> Result<(), Error> {
+    pub(super) async fn apply(&self, content: &Content) -> Result<(), Error> {
         let cluster = self.cluster().await?;
         let mut changed = Vec::new();
         for manifest in database(&self.own.objects, content) {
@@ -265,6 +285,9 @@ impl KubernetesPostgres {
 
     async fn bring_down(&self, mode: Stop) -> Result<(), Error> {
         self.refuse_foreign().await?;
+        if self.is_operated() {
+            return self.bring_down_operated(mode).await;
+        }
         let Some(pod) = self.look().await? else {
             // It may be about to be made.
             return self.scale_down().await;
@@ -330,12 +353,15 @@ impl KubernetesPostgres {
     }
 
     /// How long a clean stop may take.
-    fn grace(&self) -> Duration {
+    pub(super) fn grace(&self) -> Duration {
         self.own.objects.stop_deadline + Duration::from_secs(KUBELET_S)
     }
 
     /// The pod as it is now.
     pub(super) async fn look(&self) -> Result<Option<Pod>, Error> {
+        if self.is_operated() {
+            return Ok(self.look_at_operated().await?.and_then(|(_, pod)| pod));
+        }
         Ok(self.cluster().await?.find_pod(self.namespace(), &self.pod()).await?)
     }
 
@@ -348,31 +374,39 @@ impl KubernetesPostgres {
     pub(super) fn note_version(&self, pod: &Pod) -> Option<(u64, Version)> {
         let end = why::container_of(pod, INIT).and_then(why::ended)?;
         let told = said(why::last_words(end))?;
-        *self.version.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(told.1);
+        self.keep_version(told.1);
         Some(told)
     }
 
     /// What no cluster needs to be asked for.
     fn refuse_settings(&self) -> Result<(), Error> {
         let objects = &self.own.objects;
-        if objects.mode == Mode::Operator {
-            return Err(trouble(Trouble::OperatorMode));
-        }
         if !objects.outside.is_empty() && objects.outside_host.is_none() {
             return Err(trouble(Trouble::NoOutsideHost));
         }
         Ok(())
     }
 
-    /// Whose the StatefulSet is that has our name.
+    /// A database made in one mode is not taken up in the other: its volume is not found there.
+    fn refuse_other_mode(&self, record: &Record) -> Result<(), Error> {
+        let name = |operator| if operator { "operator" } else { "statefulset" };
+        if record.operator == self.is_operated() {
+            return Ok(());
+        }
+        let (made, configured) = (name(record.operator), name(self.is_operated()));
+        Err(trouble(Trouble::OtherMode { made, configured }))
+    }
+
+    /// Whose the StatefulSet or the `Cluster` is that has our name.
     pub(super) async fn refuse_foreign(&self) -> Result<(), Error> {
         let Some(own) = &self.own.objects.node else { return Ok(()) };
-        for manifest in self.only(&["StatefulSet"]) {
+        for manifest in self.only(&["StatefulSet", "Cluster"]) {
             let Some(found) = self.cluster().await?.find_like(&manifest).await? else { continue };
             let node = found.pointer("/metadata/labels/bib.node").and_then(serde_json::Value::as_str);
             if node != Some(own) {
-                let (name, found) = (manifest.name().to_owned(), node.unwrap_or("nothing").to_owned());
-                return Err(trouble(Trouble::Foreign { name, found, expected: own.clone() }));
+                let (kind, name) = (manifest.kind().to_owned(), manifest.name().to_owned());
+                let found = node.unwrap_or("nothing").to_owned();
+                return Err(trouble(Trouble::Foreign { kind, name, found, expected: own.clone() }));
             }
         }
         Ok(())

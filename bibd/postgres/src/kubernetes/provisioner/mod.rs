@@ -1,14 +1,16 @@
-//! The Kubernetes provisioner: a StatefulSet with one pod, made and watched through the API, spoken to over TLS.
+//! The Kubernetes provisioner: a StatefulSet with one pod, or a `Cluster` of the operator CloudNativePG, made and watched
+//! through the API, spoken to over TLS.
 //!
 //! What lies here is little: PROVISIONER, the sealed passwords, and the certificates of the database's own authority.
 //! The server's files lie in its volume, which only the pod's own script opens ([`script`](super::script)). Kubernetes
 //! starts a pod again that ended; this room says whether one is to run, waits for it, and tells what becomes of it.
 //!
-//! How the pod is brought up and down is in `life`, what becomes of it in `watching`, why it is not up in `why`, and
-//! what the checklist sees of it in `walls`. PostgreSQL's programs beside the server (`pg_basebackup`, `pg_receivewal`)
+//! How the pod is brought up and down is in `life`, and under the operator in `operator`; what becomes of it in `watching`,
+//! why it is not up in `why`, and what the checklist sees of it in `walls`. PostgreSQL's programs beside the server (`pg_basebackup`, `pg_receivewal`)
 //! are this machine's, of the same major version.
 
 mod life;
+mod operator;
 mod walls;
 mod watching;
 mod why;
@@ -19,12 +21,14 @@ use std::sync::{Arc, Mutex as Brief, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError, Effect};
-use super::manifests::{Content, Manifest, database};
+use super::manifests::{Content, GROUP, Manifest, REPLICATION_CERTIFICATE, REPLICATION_KEY, database};
 use super::names::{CONTAINER, VERIFIER};
 use super::settings::{Access, InKubernetes, Mode};
 use super::trouble::Trouble;
@@ -42,8 +46,8 @@ use crate::provisioner::{Contained, Health, ManagedPostgres, Provisioned, Starte
 use crate::random::Randomness;
 use crate::receive::Programs;
 use crate::record::{Choice, Record};
-use crate::role::Login;
-use crate::secrets::SecretStore;
+use crate::role::{Login, OPERATOR_REPLICA};
+use crate::secrets::{DbSecrets, SecretStore};
 use crate::settings::{Layout, PORT, Settings};
 use crate::tcp::{Authority, CA_FILE, CERTIFICATE_FILE, Endpoint, KEY_FILE};
 use crate::version::Version;
@@ -93,14 +97,11 @@ impl KubernetesPostgres {
         }
     }
 
-    /// Whether a database could be made: this process is a pod, and its account may create a StatefulSet.
+    /// Whether a database could be made: this process is a pod, and its account may create what makes one.
     ///
     /// # Errors
     /// With what is in the way.
     pub(crate) async fn at_hand(own: &InKubernetes) -> Result<String, Trouble> {
-        if own.objects.mode == Mode::Operator {
-            return Err(Trouble::OperatorMode);
-        }
         let cluster = match &own.access {
             Access::Found | Access::File(_) => Cluster::around()?,
             Access::Given(_) => Cluster::by(&own.access).await?,
@@ -113,16 +114,21 @@ impl KubernetesPostgres {
     /// # Errors
     /// With what is in the way.
     pub(crate) async fn reached(own: &InKubernetes) -> Result<String, Trouble> {
-        if own.objects.mode == Mode::Operator {
-            return Err(Trouble::OperatorMode);
-        }
         Self::may_make(own, &Cluster::by(&own.access).await?).await
     }
 
     async fn may_make(own: &InKubernetes, cluster: &Cluster) -> Result<String, Trouble> {
         let namespace = own.objects.namespace.clone();
-        if !cluster.may_create_sets(&namespace).await? {
-            return Err(Trouble::MayNot { namespace });
+        let (kind, group, resource) = match own.objects.mode {
+            Mode::StatefulSet => ("StatefulSet", "apps", "statefulsets"),
+            Mode::Operator => ("Cluster", GROUP, "clusters"),
+        };
+        if !cluster.may_create(&namespace, group, resource).await? {
+            return Err(Trouble::MayNot { kind, namespace });
+        }
+        // A role may name a kind that the cluster does not know.
+        if own.objects.mode == Mode::Operator {
+            operator::refuse_absence(own, cluster).await?;
         }
         Ok(format!("Kubernetes at {}, namespace `{namespace}`", cluster.server()))
     }
@@ -151,9 +157,8 @@ impl KubernetesPostgres {
         content
     }
 
-    /// What the objects carry. `verifier` is the superuser's, as long as there is no cluster.
+    /// What the objects carry. `verifier` is the superuser's, where one is to be known there.
     fn content(&self, cluster: Option<u64>, verifier: Option<&str>) -> Result<Content, Error> {
-        use secrecy::ExposeSecret as _;
         let objects = &self.own.objects;
         let names: Vec<String> = [objects.host()].into_iter().chain(objects.outside_host.clone()).collect();
         let files = self.endpoint.authority().ensure(&names)?;
@@ -167,6 +172,13 @@ impl KubernetesPostgres {
         .chain(verifier.map(|text| (VERIFIER, text.as_bytes())))
         .map(|(name, bytes)| (name.to_owned(), bytes.to_vec()))
         .collect();
+        if self.is_operated() {
+            let replica = self.endpoint.authority().ensure_replica(OPERATOR_REPLICA)?;
+            let key = replica.key.expose_secret().as_bytes();
+            for (name, bytes) in [(REPLICATION_CERTIFICATE, replica.certificate.as_bytes()), (REPLICATION_KEY, key)] {
+                content.secrets.insert(name.to_owned(), bytes.to_vec());
+            }
+        }
         Ok(content)
     }
 
@@ -175,6 +187,12 @@ impl KubernetesPostgres {
         let mut all = database(&self.own.objects, &self.bare_content(None, true));
         all.retain(|manifest| kinds.is_empty() || kinds.contains(&manifest.kind()));
         all
+    }
+
+    /// The name of the pod that is looked at; where there is none, of the one to come, or of the `Cluster`.
+    fn name_of(&self, pod: Option<&Pod>) -> String {
+        let otherwise = || if self.is_operated() { self.own.objects.name.clone() } else { self.pod() };
+        pod.and_then(|pod| pod.metadata.name.clone()).unwrap_or_else(otherwise)
     }
 
     /// PROVISIONER, if it is of this provisioner.
@@ -197,6 +215,26 @@ impl KubernetesPostgres {
     fn prepare_home(&self) -> Result<(), Error> {
         let (own, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         file::ensure_dir(&self.layout().home, own, group, if own == 0 { 0o711 } else { 0o700 })
+    }
+
+    fn keep_version(&self, version: Version) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
+    }
+
+    /// Why it does not answer, as far as the cluster says; nothing where nothing of it runs.
+    async fn described(&self) -> Result<Option<String>, Error> {
+        if !self.is_operated() {
+            return Ok(self.look().await?.map(|pod| why::why(Some(&pod), &[]).reason));
+        }
+        let seen = self.look_at_operated().await?;
+        Ok(seen.and_then(|(operated, pod)| {
+            let pod = pod.map(|pod| why::why(Some(&pod), &[]).reason);
+            match (pod, operated.is_hibernated) {
+                (None, true) => None,
+                (None, false) => Some(operated.said()),
+                (Some(reason), _) => Some(format!("{}; {reason}", operated.said())),
+            }
+        }))
     }
 
     fn known_version(&self) -> Option<Version> {
@@ -235,10 +273,10 @@ impl ManagedPostgres for KubernetesPostgres {
             Answer::NotYet => Health::Starting,
             Answer::Foreign(reason) => Health::Degraded { reason },
             Answer::Absent | Answer::Silent | Answer::Refusing(_) => {
-                let looked = tokio::time::timeout(HEALTH_DEADLINE, self.look()).await;
+                let looked = tokio::time::timeout(HEALTH_DEADLINE, self.described()).await;
                 match looked {
                     Ok(Ok(None)) => Health::Stopped,
-                    Ok(Ok(Some(pod))) => Health::Degraded { reason: why::why(Some(&pod), &[]).reason },
+                    Ok(Ok(Some(reason))) => Health::Degraded { reason },
                     Ok(Err(error)) => Health::Degraded { reason: error.to_string() },
                     Err(_) => Health::Degraded { reason: "neither the server nor Kubernetes answers".to_owned() },
                 }
@@ -262,6 +300,11 @@ impl ManagedPostgres for KubernetesPostgres {
     async fn renew_certificates(&self) -> Result<bool, Error> {
         let _one_at_a_time = self.server.lock().await;
         let cluster = self.record()?.and_then(|record| record.system_identifier).ok_or(Error::NotProvisioned)?;
+        if self.is_operated() {
+            let secrets = DbSecrets::read(self.secrets.as_ref())?.ok_or(Error::SecretsMissing)?;
+            let passwords = [Some(secrets.admin()), secrets.admin_next()];
+            return self.apply_secrets(&passwords.into_iter().flatten().collect::<Vec<_>>()).await;
+        }
         let content = self.content(Some(cluster), None)?;
         let mut changed = false;
         for manifest in database(&self.own.objects, &content) {
@@ -272,11 +315,24 @@ impl ManagedPostgres for KubernetesPostgres {
         Ok(changed)
     }
 
+    async fn give_superuser(&self, next: &SecretString) -> Result<bool, Error> {
+        if !self.is_operated() {
+            return Ok(false);
+        }
+        let _one_at_a_time = self.server.lock().await;
+        self.have_superuser_given(next).await.map(|()| true)
+    }
+
     async fn version(&self) -> Result<Version, Error> {
         if let Some(version) = self.known_version() {
             return Ok(version);
         }
-        if let Ok(Some(pod)) = self.look().await {
+        if self.is_operated() {
+            if self.endpoint.ask(HEALTH_DEADLINE).await == Answer::Accepting {
+                // What it does not say now is said with the next start.
+                let _ = self.identify(tokio::time::Instant::now()).await;
+            }
+        } else if let Ok(Some(pod)) = self.look().await {
             self.note_version(&pod);
         }
         // What it must be, when nobody can be asked.
@@ -331,7 +387,7 @@ impl ManagedPostgres for KubernetesPostgres {
         let pod = self.look().await?;
         let status = pod.as_ref().and_then(|pod| why::container_of(pod, CONTAINER));
         Ok(Some(Contained {
-            name: format!("{}/{}", self.namespace(), self.pod()),
+            name: format!("{}/{}", self.namespace(), self.name_of(pod.as_ref())),
             engine: format!("Kubernetes at {}", self.cluster().await?.server()),
             image: self.own.objects.pinned_image(),
             digest: status.map(|status| status.image_id.clone()).unwrap_or_default(),
@@ -341,6 +397,10 @@ impl ManagedPostgres for KubernetesPostgres {
     async fn dismantle(&self) -> Result<(), Error> {
         let _one_at_a_time = self.server.lock().await;
         self.refuse_foreign().await?;
+        if self.is_operated() {
+            // Nothing but the object keeps the volumes: it goes with the data.
+            return Ok(());
+        }
         let cluster = self.cluster().await?;
         // What runs it goes first, its walls last.
         for manifest in self.only(&[]).iter().rev() {
@@ -350,11 +410,18 @@ impl ManagedPostgres for KubernetesPostgres {
     }
 
     async fn remove_data(&self) -> Result<(), Error> {
+        if self.is_operated() {
+            self.refuse_foreign().await?;
+            return self.remove_operated().await;
+        }
         let cluster = self.cluster().await?;
         cluster.remove_claim(self.namespace(), &self.own.objects.claim()).await.map_err(trouble)
     }
 
     async fn data_elsewhere(&self) -> Result<Option<String>, Error> {
+        if self.is_operated() {
+            return self.operated_data().await;
+        }
         let claim = self.own.objects.claim();
         let found = self.cluster().await?.find_claim(self.namespace(), &claim).await.map_err(trouble)?;
         Ok(found.map(|_| format!("PersistentVolumeClaim `{claim}` in the namespace `{}`", self.namespace())))

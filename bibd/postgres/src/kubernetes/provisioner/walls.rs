@@ -1,7 +1,10 @@
 //! What the API says of the pod's walls and of what it was made from, for the checklist: items of C.1 to C.5.
 //!
 //! Nobody enters the pod: bibd's role has no right to. So what only a look into the volume or at the process would tell is
-//! not checked, and says so; the pod's script is what keeps it.
+//! not checked, and says so; the pod's script is what keeps it. What differs where an operator makes the pods is in
+//! `operated`.
+
+mod operated;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,6 +31,9 @@ const UNSEEN: &str =
 const UNSEEN_PORTS: &str =
     "not checked: the sockets of a pod are to be seen from inside alone; its policy lets in one port";
 
+/// The item of what is around the pod.
+const CLOSED: (&str, &str) = ("C.5-56", "closed in the cluster");
+
 /// What the network does with a packet that the policy forbids.
 #[derive(Debug, PartialEq, Eq)]
 enum Enforcement {
@@ -41,14 +47,12 @@ enum Enforcement {
 
 impl KubernetesPostgres {
     pub(super) async fn look_at_walls(&self) -> Result<Facts, Error> {
+        if self.is_operated() {
+            return self.look_at_operated_walls().await;
+        }
         let record = self.record()?.ok_or(Error::NotProvisioned)?;
         let pod = serde_json::to_value(self.look().await?).unwrap_or_default();
-        let wanted = database(&self.own.objects, &self.bare_content(record.system_identifier, true));
-        let mut live = Vec::new();
-        for manifest in wanted {
-            let found = self.cluster().await?.find_like(&manifest).await?.unwrap_or_default();
-            live.push((manifest, found));
-        }
+        let live = self.live_objects(record.system_identifier).await?;
         let config = self.config();
         let files = live.iter().find(|(manifest, _)| manifest.kind() == "ConfigMap");
         let told = |name: &str| files.and_then(|(_, found)| found["data"][name].as_str().map(str::to_owned));
@@ -57,7 +61,6 @@ impl KubernetesPostgres {
         let differs = files.filter(|(name, text)| told(name).as_deref() != Some(text.as_str()));
         let config_differs = differs.map(|(name, _)| name.to_owned()).collect();
         let secret = live.iter().find(|(manifest, _)| manifest.kind() == "Secret").map(|(_, found)| found.clone());
-        let log = self.cluster().await?.log(self.namespace(), &self.pod(), CONTAINER, Lines::Many).await;
         let mut findings = Findings::default();
         findings.unseen("C.1-7", "files for nobody else", UNSEEN);
         findings.unseen("C.1-8", "nothing strange in PGDATA", UNSEEN);
@@ -65,20 +68,36 @@ impl KubernetesPostgres {
         let left = secret.unwrap_or_default()["data"].get(VERIFIER).is_some();
         let left = if left { vec![format!("{VERIFIER} is still in the Secret")] } else { Vec::new() };
         findings.none("C.1-9", "password file gone", left, "held a verifier only, and is removed");
-        let title = "no password in the log";
-        match log {
-            Ok(lines) => {
-                let hits = passwords_in(&lines.join("\n"));
-                let found = if hits > 0 { vec![format!("the pod's log: {hits} times")] } else { Vec::new() };
-                findings.none("C.4-35", title, found, "no PASSWORD '..' but verifiers");
-            }
-            Err(_) => findings.unseen("C.4-35", title, "not checked: the cluster does not show the pod's log"),
-        }
+        self.of_log(&self.pod(), &mut findings).await?;
         of_config(&pod, &mut findings);
-        of_container(&pod, &mut findings);
+        of_container(&pod, true, &mut findings);
         findings.none("C.5-54", "no secret outside", self.secrets_in(&pod)?, "nothing secret in the pod's object");
         self.of_cluster(&pod, &live, &mut findings).await;
         Ok(Facts::told(config, config_differs, open_certificates(&pod), findings.0))
+    }
+
+    /// What is applied, with what is there of it.
+    async fn live_objects(&self, cluster: Option<u64>) -> Result<Vec<(Manifest, Value)>, Error> {
+        let mut live = Vec::new();
+        for manifest in database(&self.own.objects, &self.bare_content(cluster, true)) {
+            let found = self.cluster().await?.find_like(&manifest).await?.unwrap_or_default();
+            live.push((manifest, found));
+        }
+        Ok(live)
+    }
+
+    /// C.4-35.
+    async fn of_log(&self, pod: &str, findings: &mut Findings) -> Result<(), Error> {
+        let (item, title) = ("C.4-35", "no password in the log");
+        match self.cluster().await?.log(self.namespace(), pod, CONTAINER, Lines::Many).await {
+            Ok(lines) => {
+                let hits = passwords_in(&lines.join("\n"));
+                let found = if hits > 0 { vec![format!("the pod's log: {hits} times")] } else { Vec::new() };
+                findings.none(item, title, found, "no PASSWORD '..' but verifiers");
+            }
+            Err(_) => findings.unseen(item, title, "not checked: the cluster does not show the pod's log"),
+        }
+        Ok(())
     }
 
     /// Passwords of ours that the pod's object holds, which everybody reads who may read pods.
@@ -112,9 +131,14 @@ impl KubernetesPostgres {
             problems.push(format!("fsGroup is {}", spec["securityContext"]["fsGroup"]));
         }
         problems.extend(open_certificates(pod));
-        let (item, title) = ("C.5-56", "closed in the cluster");
         let expected = "default deny but for bibd to one port, no token, a budget, fsGroup, the key 0400";
-        findings.none(item, title, problems, expected);
+        findings.none(CLOSED.0, CLOSED.1, problems, expected);
+        self.of_network(pod, findings).await;
+    }
+
+    /// C.5-56: whether the network keeps the policy.
+    async fn of_network(&self, pod: &Value, findings: &mut Findings) {
+        let (item, title) = CLOSED;
         let (status, observed) = match self.enforcement(pod).await {
             Enforcement::Dropped => (Status::Pass, "the network drops what the policy forbids".to_owned()),
             Enforcement::Answered(how) => {
@@ -197,8 +221,9 @@ fn open_certificates(pod: &Value) -> Vec<String> {
     .collect()
 }
 
-/// C.5-46 to 55: the pod as the cluster has it, which an admission of others may have changed.
-fn of_container(pod: &Value, findings: &mut Findings) {
+/// C.5-46 to 55: the pod as the cluster has it, which an admission of others may have changed. An operator's has no hook
+/// before its end: its first process sees to that.
+fn of_container(pod: &Value, has_hook: bool, findings: &mut Findings) {
     let (spec, one) = (&pod["spec"], server(pod));
     let (own, all) = (&one["securityContext"], &spec["securityContext"]);
     let mut check = |item, title, expected: &str, parts: &[(bool, String)]| {
@@ -283,13 +308,17 @@ fn of_container(pod: &Value, findings: &mut Findings) {
     check(
         "C.5-55",
         "asked whether it is well, ended in order",
-        "three probes, a hook before the end, 60 s or more",
+        if has_hook {
+            "three probes, a hook before the end, 60 s or more"
+        } else {
+            "three probes, 60 s or more to end"
+        },
         &[
             (
                 ["startupProbe", "livenessProbe", "readinessProbe"].iter().all(|name| one[*name].is_object()),
                 "a probe is missing".to_owned(),
             ),
-            (one["lifecycle"]["preStop"].is_object(), "there is no hook before the end".to_owned()),
+            (!has_hook || one["lifecycle"]["preStop"].is_object(), "there is no hook before the end".to_owned()),
             (grace >= 60, format!("terminationGracePeriodSeconds is {grace}")),
         ],
     );
@@ -311,8 +340,9 @@ fn holds(is: &Value, wanted: &Value) -> bool {
         (Value::Array(is), Value::Array(wanted)) => {
             is.len() == wanted.len() && is.iter().zip(wanted).all(|(is, wanted)| holds(is, wanted))
         }
-        // An empty list is left out by some.
+        // An empty list is left out by some, and so is a no.
         (Value::Null, Value::Array(wanted)) => wanted.is_empty(),
+        (Value::Null, Value::Bool(wanted)) => !wanted,
         (is, wanted) => is == wanted,
     }
 }
@@ -337,5 +367,8 @@ mod tests {
         assert!(!holds(&json!({ "ports": [{ "port": 5432 }, { "port": 1 }] }), &wanted));
         assert!(!holds(&json!({ "ports": [{ "port": 5433 }] }), &wanted));
         assert!(!holds(&Value::Null, &wanted));
+        let role = json!({ "name": "bibd_owner", "login": false });
+        assert!(holds(&json!({ "name": "bibd_owner", "ensure": "present" }), &role));
+        assert!(!holds(&json!({ "name": "bibd_owner", "login": true }), &role));
     }
 }

@@ -3,17 +3,23 @@
 //! The pod is looked at once, then watched from that version on. A watch that ends, as every one does after a while, is
 //! begun again where it ended; one whose version is forgotten (410) begins with another look. Between events the server
 //! itself is asked, so that a cluster that falls silent hides nothing.
+//!
+//! Under an operator it is the `Cluster` that is watched, which says which pod writes, and with each word of it that pod is
+//! looked at: the server may move to another one, and the Service leads there.
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::DynamicObject;
 use tokio::time::Instant;
 
 use super::KubernetesPostgres;
+use super::operator::as_value;
 use super::why::{self, why};
 use crate::kubernetes::cluster::ClusterError;
 use crate::kubernetes::names::CONTAINER;
+use crate::kubernetes::operated::Operated;
 use crate::kubernetes::operations::Told;
 use crate::provisioner::{Health, ManagedPostgres as _, State};
 use crate::run::backoff;
@@ -90,6 +96,13 @@ fn how_it_ended(pod: &Pod) -> String {
     }
 }
 
+/// What is watched.
+enum Event {
+    Pod(Told<Pod>),
+    /// Of the operator's object.
+    Cluster(Told<DynamicObject>),
+}
+
 impl KubernetesPostgres {
     /// Watches for ever; see [`supervise`](crate::ManagedPostgres::supervise).
     pub(super) async fn watch(&self) {
@@ -117,8 +130,12 @@ impl KubernetesPostgres {
             Ok(cluster) => cluster,
             Err(error) => return Err(ClusterError::None { reason: error.to_string() }),
         };
-        let (namespace, name) = (self.namespace().to_owned(), self.pod());
-        let mut version = match cluster.look_at_pod(&namespace, &name).await? {
+        let (namespace, name, object) = (self.namespace(), self.pod(), self.only(&["Cluster"]).pop());
+        let looked = match &object {
+            Some(object) => Event::Cluster(cluster.look_at_like(object).await?),
+            None => Event::Pod(cluster.look_at_pod(namespace, &name).await?),
+        };
+        let mut version = match self.pod_told(looked).await? {
             Told::Is(pod, version) => {
                 self.report(seen, Some(&pod)).await;
                 version
@@ -131,14 +148,17 @@ impl KubernetesPostgres {
         };
         loop {
             let (begun, mut told_any) = (Instant::now(), false);
-            let mut stream = cluster.watch_pod(&namespace, &name, &version).await?;
+            let mut stream = match &object {
+                Some(object) => cluster.watch_like(object, &version).await?.map_ok(Event::Cluster).boxed(),
+                None => cluster.watch_pod(namespace, &name, &version).await?.map_ok(Event::Pod).boxed(),
+            };
             loop {
                 match tokio::time::timeout(ASK_EVERY, stream.next()).await {
                     Err(_) => self.report_health(None).await,
                     Ok(None) => break,
                     Ok(Some(event)) => {
                         told_any = true;
-                        match event? {
+                        match self.pod_told(event?).await? {
                             Told::Is(pod, now) => {
                                 version = now;
                                 self.report(seen, Some(&pod)).await;
@@ -158,6 +178,23 @@ impl KubernetesPostgres {
                 return Ok(());
             }
         }
+    }
+
+    /// What becomes of the pod: of a `Cluster`, of the one that it says writes.
+    async fn pod_told(&self, event: Event) -> Result<Told<Pod>, ClusterError> {
+        let told = match event {
+            Event::Pod(told) => return Ok(told),
+            Event::Cluster(told) => told,
+        };
+        Ok(match told {
+            Told::Is(found, version) => match self.writer(&Operated::of(&as_value(&found))).await? {
+                Some(pod) => Told::Is(Box::new(pod), version),
+                None => Told::Gone(version),
+            },
+            Told::Gone(version) => Told::Gone(version),
+            Told::Nothing(version) => Told::Nothing(version),
+            Told::TooOld => Told::TooOld,
+        })
     }
 
     /// Says what an observation means, while the server should run.
