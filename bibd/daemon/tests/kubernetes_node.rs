@@ -90,6 +90,19 @@ fn write_checklist(node: &Node, version: &str) {
     std::fs::write(path, [title.as_bytes(), &output.stdout].concat()).unwrap();
 }
 
+/// A backup of the pod, verified in a server of this machine, and its log received over the slot.
+async fn back_up(place: &Place, node: &Node) {
+    let made = node.make_backup().await;
+    node.make_topic("after").await;
+    let checked = node.verify(&made.id).await;
+    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
+    wait_for("the log is in the store", PATIENCE, async || {
+        node.rename_topic("after").await;
+        !place.segments(&node.peer()).is_empty()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_lives_on_a_pod() {
     let Some(mut place) = pods_run_here().await else { return };
@@ -106,16 +119,7 @@ async fn a_node_lives_on_a_pod() {
     assert!(pod.engine.starts_with("Kubernetes at http://127.0.0.1:") && shown.version.starts_with("15."), "{pod:?}");
     node.rotate().await;
 
-    // A backup of the pod, its log received over the slot, verified in a server of this machine.
-    let made = node.make_backup().await;
-    node.make_topic("after").await;
-    let checked = node.verify(&made.id).await;
-    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
-    wait_for("the log is in the store", PATIENCE, async || {
-        node.rename_topic("after").await;
-        !place.segments(&node.peer()).is_empty()
-    })
-    .await;
+    back_up(&place, &node).await;
     let failing = node.failing_items().await;
     assert!(failing.is_empty(), "{failing:#?}");
     write_checklist(&node, &shown.version);
@@ -182,15 +186,7 @@ async fn a_node_lives_under_an_operator() {
     node.make_topic("kept").await;
     let pod = status(&node).await.container.unwrap();
     assert_eq!(pod.name, "bib/bibd-postgres-1");
-    let made = node.make_backup().await;
-    node.make_topic("after").await;
-    let checked = node.verify(&made.id).await;
-    assert_eq!(checked.verdict, "OK", "{}", checked.explanation);
-    wait_for("the log is in the store", PATIENCE, async || {
-        node.rename_topic("after").await;
-        !place.segments(&node.peer()).is_empty()
-    })
-    .await;
+    back_up(&place, &node).await;
     // Not before: the login of a backup that runs is left out.
     node.rotate().await;
     // Who receives the log comes back by itself.

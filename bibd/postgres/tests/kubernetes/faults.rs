@@ -10,23 +10,11 @@ use rand::SeedableRng as _;
 use serde_json::{Value, json};
 
 use crate::double::Fault;
-use crate::place::{Place, pods_run_here};
+use crate::place::{Place, pods_run_here, said, trouble};
 
 const SET: &str = "/apis/apps/v1/namespaces/bib/statefulsets/bibd-postgres";
 const POD: &str = "/api/v1/namespaces/bib/pods/bibd-postgres-0";
 const CLAIM: &str = "/api/v1/namespaces/bib/persistentvolumeclaims/data-bibd-postgres-0";
-
-fn trouble(error: &Error) -> &Trouble {
-    assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{error}");
-    match error {
-        Error::Kubernetes(trouble) => trouble,
-        other => panic!("{other}"),
-    }
-}
-
-fn said(place: &Place) -> String {
-    std::fs::read_to_string(place.layout().provisioner).unwrap_or_default()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_fails_at_any_object_is_finished_by_the_next_start() {

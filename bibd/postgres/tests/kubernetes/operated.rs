@@ -9,7 +9,7 @@ use bibd_postgres::checklist::{self, Expected, Finding, Status};
 use bibd_postgres::choose::Survey;
 use bibd_postgres::kubernetes::{ClusterError, Mode, Trouble};
 use bibd_postgres::rotation::Which;
-use bibd_postgres::{Choice, Error, GroupRole, Health, SecretStore as _, Started, State, Stop, Wanted};
+use bibd_postgres::{Choice, GroupRole, Health, SecretStore as _, Started, State, Stop, Wanted};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::double::Fault;
 use crate::kubelet::docker;
-use crate::place::{Place, pods_run_here};
+use crate::place::{Place, pods_run_here, said, trouble};
 use crate::support::{now_s, run, text, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -29,26 +29,6 @@ const CLAIM: &str = "/api/v1/namespaces/bib/persistentvolumeclaims/bibd-postgres
 const POD: &str = "/api/v1/namespaces/bib/pods/bibd-postgres-1";
 const ADMIN: &str = "/api/v1/namespaces/bib/secrets/bibd-postgres-admin";
 const SERVER: &str = "/api/v1/namespaces/bib/secrets/bibd-postgres-server-tls";
-
-fn trouble(error: &Error) -> &Trouble {
-    assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{error}");
-    match error {
-        Error::Kubernetes(trouble) => trouble,
-        other => panic!("{other}"),
-    }
-}
-
-fn said(place: &Place) -> String {
-    std::fs::read_to_string(place.layout().provisioner).unwrap_or_default()
-}
-
-async fn started() -> Place {
-    let place = Place::operated();
-    place.postgres.provision().await.unwrap();
-    place.postgres.start().await.unwrap();
-    place.database.ensure_roles().await.unwrap();
-    place
-}
 
 /// What bibd applied, but for what the operator writes into it.
 fn applied(place: &Place) -> BTreeMap<String, Value> {
@@ -150,7 +130,7 @@ async fn what_was_is_never_made_anew_and_no_other_is_taken_for_it() {
     if !pods_run_here().await {
         return;
     }
-    let mut place = started().await;
+    let mut place = Place::operated().up().await;
     let identifier = place.postgres.origin().await.unwrap().system_identifier;
     // Cut off before PROVISIONER said so: the same database is found.
     let early = "{\"choice\":\"kubernetes\",\"major\":15,\"state\":\"initialising\",\"operator\":true}\n";
@@ -354,7 +334,7 @@ async fn an_operator_that_falls_silent_holds_nobody_up_for_long() {
     if !pods_run_here().await {
         return;
     }
-    let mut place = started().await;
+    let mut place = Place::operated().up().await;
     let is_silent =
         |place: &Place, is: bool| place.operator.as_ref().unwrap().orders.is_silent.store(is, Ordering::SeqCst);
     place.settings.start_deadline = Duration::from_secs(2);
@@ -394,7 +374,7 @@ async fn a_restart_and_a_failover_are_seen_and_followed() {
     if !pods_run_here().await {
         return;
     }
-    let place = started().await;
+    let place = Place::operated().up().await;
     let operator = place.operator.as_ref().unwrap();
     let mut state = place.postgres.state();
     let cancel = CancellationToken::new();
@@ -469,7 +449,7 @@ async fn rotation_certificates_backup_and_the_checklist() {
     if !pods_run_here().await {
         return;
     }
-    let mut place = started().await;
+    let mut place = Place::operated().up().await;
     let before = place.store.passwords();
     let secret = place.double.get(ADMIN).unwrap();
     let every = Which { groups: GroupRole::ALL.to_vec(), superuser: true };

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bibd_postgres::kubernetes::{Access, KubernetesSettings, Mode};
+use bibd_postgres::kubernetes::{Access, KubernetesSettings, Mode, Trouble};
 use bibd_postgres::tcp::Clock;
 use bibd_postgres::{
-    Database, GroupRole, InKubernetes, KubernetesPostgres, Layout, Login, ManagedPostgres, Randomness, Settings,
+    Database, Error, GroupRole, InKubernetes, KubernetesPostgres, Layout, Login, ManagedPostgres, Randomness, Settings,
 };
 use rand::SeedableRng as _;
 use secrecy::SecretString;
@@ -44,6 +44,20 @@ pub async fn pods_run_here() -> bool {
         eprintln!("\n==== SKIPPED, NOTHING TESTED: only root can give files to the pod's group\n");
     }
     is_root
+}
+
+/// What is wrong, which has a hint.
+pub fn trouble(error: &Error) -> &Trouble {
+    assert!(error.hint().is_some_and(|hint| !hint.is_empty()), "{error}");
+    match error {
+        Error::Kubernetes(trouble) => trouble,
+        other => panic!("{other}"),
+    }
+}
+
+/// What PROVISIONER says.
+pub fn said(place: &Place) -> String {
+    std::fs::read_to_string(place.layout().provisioner).unwrap_or_default()
 }
 
 impl Place {
@@ -99,11 +113,15 @@ impl Place {
 
     /// Provisioned, started, with roles.
     pub async fn started() -> Self {
-        let this = Self::new();
-        this.postgres.provision().await.unwrap();
-        this.postgres.start().await.unwrap();
-        this.database.ensure_roles().await.unwrap();
-        this
+        Self::new().up().await
+    }
+
+    /// The same of whoever runs the pod.
+    pub async fn up(self) -> Self {
+        self.postgres.provision().await.unwrap();
+        self.postgres.start().await.unwrap();
+        self.database.ensure_roles().await.unwrap();
+        self
     }
 
     pub fn objects(&mut self) -> &mut KubernetesSettings {
